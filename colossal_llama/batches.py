@@ -1,0 +1,92 @@
+"""Bins -> the rows of each step on this rank: one endless, deterministic global order, read from any position onward.
+
+Row number i of a run is a pure function of (seed, bins, i); how many ranks, micro-batches and accumulation steps share
+the work only decides who reads it. So a run goes on from `num_rows_seen` with any other number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from colossal_llama.batch import IGNORED, Batch
+from data_tools.bins import Bins
+
+
+class RowOrder:
+    """Which row of which bin comes as number i: bucket after bucket, each shuffled anew for every epoch."""
+
+    def __init__(self, rows_per_bin: list[int], seed: int) -> None:
+        self.num_rows = sum(rows_per_bin)
+        self._starts = np.concatenate([[0], np.cumsum(rows_per_bin)])
+        self._rows_per_bin = rows_per_bin
+        self._seed = seed
+        self._cached: tuple[tuple[int, int], NDArray[np.int64]] | None = None
+
+    def locate(self, number: int) -> tuple[int, int]:
+        """Row `number` of the run (0 is the first, epochs follow on) as (bin, row inside the bin)."""
+        epoch, position = divmod(number, self.num_rows)
+        bin_index = int(np.searchsorted(self._starts, position, side="right")) - 1
+        return bin_index, int(self._permutation(epoch, bin_index)[position - self._starts[bin_index]])
+
+    def _permutation(self, epoch: int, bin_index: int) -> NDArray[np.int64]:
+        if self._cached is None or self._cached[0] != (epoch, bin_index):
+            generator = np.random.default_rng([self._seed, epoch, bin_index])
+            self._cached = (epoch, bin_index), generator.permutation(self._rows_per_bin[bin_index])
+        return self._cached[1]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How one step's rows are shared out: micro-batch by micro-batch, data-parallel rank by rank."""
+
+    micro_batch_size: int
+    accumulation_steps: int
+    dp_size: int
+    dp_rank: int
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of one optimizer step over all ranks."""
+        return self.micro_batch_size * self.accumulation_steps * self.dp_size
+
+    def row_numbers(self, first_row: int) -> list[list[int]]:
+        """Row numbers of this rank, a list a micro-batch, in the step that begins with row `first_row`."""
+        rows_per_round = self.micro_batch_size * self.dp_size
+        offsets = [
+            first_row + round_index * rows_per_round + self.dp_rank * self.micro_batch_size
+            for round_index in range(self.accumulation_steps)
+        ]
+        return [list(range(offset, offset + self.micro_batch_size)) for offset in offsets]
+
+
+class BatchReader:
+    """Reads the micro-batches of a step. Rows from `end_row` on are blank: padding without labels, so they teach nothing."""
+
+    def __init__(self, bins: Bins, shape: Shape, seed: int, row_length: int, pad_id: int, end_row: int) -> None:
+        self._bins = bins
+        self._shape = shape
+        self._order = RowOrder([one.num_rows for one in bins.bins], seed)
+        self._row_length = row_length
+        self._pad_id = pad_id
+        self._end_row = end_row
+
+    def steps_from(self, first_row: int) -> Iterator[list[Batch]]:
+        """The micro-batches of every step, from the one that begins with row `first_row` to the end of the run."""
+        for start in range(first_row, self._end_row, self._shape.rows_per_step):
+            yield [self._batch(numbers) for numbers in self._shape.row_numbers(start)]
+
+    def _batch(self, numbers: list[int]) -> Batch:
+        input_ids = np.full((len(numbers), self._row_length), self._pad_id, dtype=np.int64)
+        labels = np.full((len(numbers), self._row_length), IGNORED, dtype=np.int64)
+        for line, number in enumerate(numbers):
+            if number < self._end_row:
+                bin_index, row_index = self._order.locate(number)
+                row = self._bins.bins[bin_index].row(row_index)
+                input_ids[line, : len(row.input_ids)] = row.input_ids
+                labels[line, : len(row.labels)] = row.labels
+        return Batch(torch.from_numpy(input_ids), torch.from_numpy(labels))

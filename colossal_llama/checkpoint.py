@@ -1,0 +1,210 @@
+"""Checkpoints: complete or absent. Written aside by all ranks, hashed, synced and renamed by rank 0; `latest` names it.
+
+<save_dir>/epoch-E_step-S/
+    modeling/             Hugging Face safetensors with the tokenizer
+    optimizer/            Booster's optimizer state: moments, independent of the layout
+    masters/              fp32 weights of each rank: 16-bit weights alone would lose the low bits (same layout only)
+    lr_scheduler          the schedule's plan and position, JSON
+    running_states.json   Progress
+    manifest.json         layout, and the sha256 of every file: written last
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from colossal_llama.cluster import main_rank_logger, on_main, together
+from colossal_llama.progress import Progress
+from tokenizer_tools.command import UserError
+from tokenizer_tools.outputs import read_json, sync_tree, write_json, write_whole_file
+
+VERSION = 1
+NAME = re.compile(r"epoch-(\d+)_step-(\d+)")
+LATEST = "latest"
+MODELING = "modeling"
+PARTIAL_SUFFIX = ".partial"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    path: Path
+    progress: Progress
+
+    @property
+    def modeling(self) -> Path:
+        """Its Hugging Face model directory."""
+        return self.path / MODELING
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Raises UserError if `path` is not a complete checkpoint."""
+    manifest = read_json(path / "manifest.json", "the manifest of a complete checkpoint")
+    if manifest.get("version") != VERSION:
+        raise UserError(f"{path}: checkpoint version {manifest.get('version')}, this code reads {VERSION}")
+    for name, size in manifest["sizes_bytes"].items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != size:
+            raise UserError(f"{file}: missing or not {size} bytes long; the checkpoint is damaged, use an older one")
+    return Checkpoint(path, Progress.from_json(read_json(path / "running_states.json", "a run's progress")))
+
+
+def latest_checkpoint(save_dir: Path) -> Checkpoint | None:
+    """The checkpoint that `<save_dir>/latest` names, or None if there is none yet."""
+    pointer = save_dir / LATEST
+    return open_checkpoint(save_dir / pointer.read_text().strip()) if pointer.is_file() else None
+
+
+def complete_checkpoints(save_dir: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    found = [(match, path) for path in save_dir.iterdir() if (match := NAME.fullmatch(path.name))]
+    complete = [(int(match[2]), path) for match, path in found if (path / "manifest.json").is_file()]
+    return [path for _, path in sorted(complete)]
+
+
+class CheckpointWriter:
+    """Saves a boosted model of one run."""
+
+    def __init__(self, booster: Any, model: Any, optimizer: Any, tokenizer: Any, save_dir: Path, keep: int) -> None:
+        self._booster, self._model, self._optimizer, self._tokenizer = booster, model, optimizer, tokenizer
+        self._save_dir, self._keep = save_dir, keep
+        self._log = main_rank_logger(__name__)
+
+    def save(self, progress: Progress, schedule: dict[str, Any]) -> Path:
+        """Write `epoch-E_step-S`, point `latest` at it, drop what is too old. All ranks call it. Returns its path."""
+        target = self._save_dir / f"epoch-{progress.epoch}_step-{progress.step}"
+        aside = target.with_name(f".{target.name}{PARTIAL_SUFFIX}")
+        on_main(lambda: _make_empty(aside))
+        try:
+            self._write_parts(aside)
+            on_main(lambda: self._finish(aside, target, progress, schedule))
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        self._log.info(f"saved {target}")
+        return target
+
+    def save_final_model(self) -> Path:
+        """Write the model alone to `<save_dir>/modeling`, ready for AutoModelForCausalLM.from_pretrained."""
+        target = self._save_dir / MODELING
+        aside = target.with_name(f".{MODELING}{PARTIAL_SUFFIX}")
+        on_main(lambda: _make_empty(aside))
+        try:
+            self._write_model(aside)
+            on_main(lambda: _replace(aside, target))
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        return target
+
+    def _write_model(self, directory: Path) -> None:
+        together(lambda: self._booster.save_model(self._model, str(directory), shard=True, use_safetensors=True))
+        on_main(lambda: self._tokenizer.save_pretrained(directory))
+
+    def _write_parts(self, aside: Path) -> None:
+        self._write_model(aside / MODELING)
+        optimizer_dir = aside / "optimizer"
+        together(lambda: self._booster.save_optimizer(self._optimizer, str(optimizer_dir), shard=True))
+        together(lambda: _save_masters(self._model, self._optimizer, aside / "masters"))
+
+    def _finish(self, aside: Path, target: Path, progress: Progress, schedule: dict[str, Any]) -> None:
+        write_json(aside / "lr_scheduler", schedule)
+        write_json(aside / "running_states.json", progress.as_json())
+        files = sorted(path for path in aside.rglob("*") if path.is_file())
+        manifest = {
+            "version": VERSION,
+            "world_size": dist.get_world_size(),
+            "plugin": type(self._booster.plugin).__name__,
+            "sizes_bytes": {str(path.relative_to(aside)): path.stat().st_size for path in files},
+            "sha256": {str(path.relative_to(aside)): _sha256(path) for path in files},
+        }
+        write_json(aside / "manifest.json", manifest)
+        _replace(aside, target)
+        write_whole_file(self._save_dir / LATEST, target.name + "\n")
+        if self._keep:
+            for old in complete_checkpoints(self._save_dir)[: -self._keep]:
+                shutil.rmtree(old)
+
+
+def load_optimizer(checkpoint: Checkpoint, booster: Any, model: Any, optimizer: Any) -> None:
+    """Moments and, where they fit, fp32 weights of `checkpoint` into a boosted optimizer whose model holds its weights.
+
+    The weight decay stays that of the present configuration. All ranks call it.
+    """
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    together(lambda: booster.load_optimizer(optimizer, str(checkpoint.path / "optimizer")))
+    for group, decay in zip(optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
+    if not together(lambda: _masters_fit(model, optimizer, checkpoint.path / "masters")):
+        main_rank_logger(__name__).info(
+            "another layout than the checkpoint's: fp32 weights are taken from the saved 16-bit ones"
+        )
+        return
+    together(lambda: _load_masters(model, optimizer, checkpoint.path / "masters"))
+
+
+def _masters(model: Any, optimizer: Any) -> list[torch.Tensor]:
+    """This rank's fp32 weights, in a fixed order; empty where the plugin trains the model's own fp32 weights."""
+    manager = getattr(model, "gemini_manager", None)
+    if manager is not None:
+        groups = manager.chunk_manager.chunk_groups.items()
+        return [chunk.paired_chunk.payload for name, group in groups if name.startswith("fp16") for chunk in group]
+    if hasattr(optimizer, "_master_param_groups_of_current_rank"):  # ZeRO
+        return [p for group in optimizer._master_param_groups_of_current_rank.values() for p in group]
+    return list(getattr(optimizer, "working_to_master_map", {}).values())  # 3d without ZeRO
+
+
+def _rank_file(directory: Path) -> Path:
+    return directory / f"rank-{dist.get_rank():05d}-of-{dist.get_world_size():05d}.safetensors"
+
+
+def _save_masters(model: Any, optimizer: Any, directory: Path) -> None:
+    directory.mkdir(exist_ok=True)
+    tensors = {f"{i:06d}": t.detach().clone().contiguous().cpu() for i, t in enumerate(_masters(model, optimizer))}
+    save_file(tensors, _rank_file(directory))
+
+
+def _masters_fit(model: Any, optimizer: Any, directory: Path) -> bool:
+    """Whether every rank finds its own file, with tensors of its own shapes."""
+    fits = _rank_file(directory).is_file()
+    if fits:
+        saved, own = load_file(_rank_file(directory)), _masters(model, optimizer)
+        fits = [t.shape for t in saved.values()] == [t.shape for t in own]
+    votes: list[bool] = [False] * dist.get_world_size()
+    dist.all_gather_object(votes, fits)
+    return all(votes)
+
+
+def _load_masters(model: Any, optimizer: Any, directory: Path) -> None:
+    for saved, own in zip(load_file(_rank_file(directory)).values(), _masters(model, optimizer), strict=True):
+        own.data.copy_(saved)
+
+
+def _make_empty(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+
+
+def _replace(aside: Path, target: Path) -> None:
+    sync_tree(aside)
+    if target.exists():
+        shutil.rmtree(target)
+    aside.rename(target)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        for block in iter(lambda: file.read(2**20), b""):
+            digest.update(block)
+    return digest.hexdigest()

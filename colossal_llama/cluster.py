@@ -1,0 +1,141 @@
+"""The ranks of a run: launched, numbered, talking, and raising together.
+
+Import this before anything of colossalai: gemini's checkpoint code reads the current device while it is imported
+(colossalai/zero/gemini/gemini_optimizer.py), so each rank must own its device by then.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from colossal_llama import host
+from tokenizer_tools.command import UserError
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Who this rank is. `device` is where its tensors live."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 writes the logs and the small files."""
+        return self.rank == 0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What this rank holds of a step, as the plugin divides it.
+
+    Data-parallel rank `dp_rank` of `dp_size` says which rows; tensor-, sequence- and pipeline-parallel ranks of one
+    data-parallel rank read the same rows. Gradients are averaged over `num_averaged` ranks.
+    """
+
+    dp_rank: int
+    dp_size: int
+    num_averaged: int
+    tp_group: dist.ProcessGroup | None = None
+    """Set if each rank of the group holds a slice of the vocabulary's logits."""
+    sequence_rank: int = 0
+    sequence_size: int = 1
+    """Above 1 if each rank's logits are a slice of the sequence."""
+    owns_loss: bool = True
+    """True on exactly one rank for every (row, slice of the sequence): sums over all ranks count each token once."""
+    owns_rows: bool = True
+    """True on exactly one rank for every row."""
+
+
+@contextmanager
+def launch(seed: int) -> Iterator[Cluster]:
+    """Join the process group (torchrun's or Slurm's environment; alone without either) and leave it at the end."""
+    _fill_environment()
+    on_host = host.install_if_needed()
+    import colossalai
+    from colossalai.accelerator import get_accelerator
+
+    if not on_host:
+        get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
+    colossalai.launch_from_torch(seed=seed, verbose=False)
+    try:
+        device = torch.device("cpu") if on_host else get_accelerator().get_current_device()
+        yield Cluster(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _fill_environment() -> None:
+    """Give torch.distributed its variables where no torchrun did: from Slurm's, or for one process alone."""
+    if "RANK" in os.environ:
+        return
+    tasks = int(os.environ.get("SLURM_NTASKS", "1"))
+    if tasks > 1:
+        if "MASTER_ADDR" not in os.environ:
+            raise UserError("MASTER_ADDR is not set: under srun, export the first host's name as MASTER_ADDR first")
+        names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+        os.environ.update({name: os.environ[slurm] for name, slurm in names.items()})
+        os.environ.setdefault("MASTER_PORT", "29500")
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+def together(action: Callable[[], Result]) -> Result:
+    """Run `action` on every rank; if it fails on any of them, all ranks raise, so that nobody waits for ever.
+
+    A UserError or OSError of any rank becomes one UserError on all; another error is raised as it is where it arose
+    and as RuntimeError elsewhere.
+    """
+    error: Exception | None = None
+    try:
+        result = action()
+    except Exception as caught:
+        error = caught
+    messages: list[tuple[bool, str] | None] = [None] * dist.get_world_size()
+    own = None if error is None else (isinstance(error, UserError | OSError), f"{error}")
+    dist.all_gather_object(messages, own)
+    failures = [(rank, *message) for rank, message in enumerate(messages) if message is not None]
+    if not failures:
+        return result
+    if error is not None and not isinstance(error, UserError | OSError):
+        raise error
+    rank, is_users, text = failures[0]
+    if is_users:
+        raise UserError(text) from error
+    raise RuntimeError(f"rank {rank} failed: {text}")
+
+
+def on_main(action: Callable[[], Result]) -> Result:
+    """Run `action` on rank 0 alone; all ranks get its result, or raise its error together."""
+    result = together(lambda: action() if dist.get_rank() == 0 else None)
+    box: list[Any] = [result]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
+    """Sum of `values` over all ranks, in place; no host sync on an accelerator."""
+    dist.all_reduce(values, op=dist.ReduceOp.SUM)
+    return values
+
+
+def main_rank_logger(name: str) -> logging.Logger:
+    """A logger that speaks on rank 0 only."""
+    logger = logging.getLogger(name)
+    logger.disabled = dist.is_initialized() and dist.get_rank() != 0
+    return logger

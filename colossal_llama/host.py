@@ -1,0 +1,293 @@
+"""The CPU accelerator: what Booster needs to run each of its plugins, unchanged, over gloo.
+
+Installed only where torch finds no accelerator. Each patch names the line of colossalai 0.5.0 that makes it necessary;
+`require_line` looks for that very line and stops with a RuntimeError if it is gone, so a new colossalai is noticed
+and not patched blindly. Paths are relative to the installed `colossalai/`.
+
+What stays wrong on a CPU is refused in words by `refuse_on_host`: fp16, whose loss scale only hides that gloo and the
+CPU kernels round it differently from a GPU's tensor cores, and --sp_mode ring_attn, which calls flash-attn's CUDA
+backward directly (shardformer/layer/attn.py:363); the latter already in config.py.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from contextlib import nullcontext
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from tokenizer_tools.command import UserError
+
+COLOSSALAI_VERSION = "0.5.0"
+
+_installed = False
+
+
+def has_accelerator() -> bool:
+    """Whether this machine has an accelerator that colossalai can use (CUDA or Ascend)."""
+    npu = getattr(torch, "npu", None)
+    return torch.cuda.is_available() or (npu is not None and npu.is_available())
+
+
+def refuse_on_host(mixed_precision: str) -> None:
+    """Raise UserError for what cannot be right without an accelerator."""
+    if mixed_precision == "fp16" and not has_accelerator():
+        raise UserError("--mixed_precision fp16: no accelerator here, and fp16 cannot be right on a CPU; use bf16")
+
+
+def install_if_needed() -> bool:
+    """Make this process ready for Booster on a CPU and return True; with an accelerator present nothing is touched.
+
+    Call it before colossalai.launch*. Raises RuntimeError if colossalai is not the version these patches were made for.
+    """
+    global _installed
+    if has_accelerator():
+        return False
+    if not _installed:
+        import colossalai
+
+        if colossalai.__version__ != COLOSSALAI_VERSION:
+            raise RuntimeError(
+                f"colossalai {colossalai.__version__}: the CPU patches of host.py were made for {COLOSSALAI_VERSION}; "
+                f"go over each of them"
+            )
+        for patch in (_set_accelerator, _register_adam, _register_sdpa, _patch_p2p, _patch_gemini, _patch_gloo):
+            patch()
+        _installed = True
+        logging.getLogger(__name__).info("no accelerator found: running on CPU with gloo")
+    return True
+
+
+def require_line(code: Any, line: str) -> None:
+    """Raise RuntimeError unless the source of `code` still holds `line`, the reason for a patch."""
+    if line not in inspect.getsource(code):
+        raise RuntimeError(f"{code.__module__}.{code.__qualname__} has changed, `{line}` is gone: review its patch")
+
+
+class HostDevice(str):
+    """`cpu` to torch, `cuda` to colossalai.
+
+    zero/gemini/chunk/chunk.py:334 moves a chunk only between devices whose `.type` is "cuda" or "cpu", and takes "cpu"
+    for the place where parameters are offloaded to; a sharded chunk must lie on the "cuda" side to be used.
+    """
+
+    index = None
+
+    @property
+    def type(self) -> str:
+        """What colossalai compares."""
+        return "cuda"
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        return torch.device
+
+
+class _HostStream(nullcontext):
+    """A stream on which everything is already done (zero/low_level/bookkeeping/bucket_store.py:22 and others)."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    def wait_stream(self, _: Any) -> None:
+        """Nothing to wait for."""
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+
+def _set_accelerator() -> None:
+    from colossalai.accelerator import CpuAccelerator, set_accelerator
+    from colossalai.accelerator.base_accelerator import BaseAccelerator
+    from colossalai.zero.low_level.low_level_optim import LowLevelZeroOptimizer
+
+    # zero/low_level/low_level_optim.py:254 lets only these names pass.
+    require_line(LowLevelZeroOptimizer._sanity_checks, 'get_accelerator().name in ["cuda", "npu"]')
+
+    class HostAccelerator(CpuAccelerator):
+        """The CPU under the name `cuda`; collectives by gloo."""
+
+        def __init__(self) -> None:
+            BaseAccelerator.__init__(self, "cuda", "gloo", True)
+
+        def get_current_device(self) -> torch.device:
+            return HostDevice("cpu")  # type: ignore[return-value]
+
+        def is_available(self) -> bool:
+            return False  # shardformer/layer/normalization.py:333: no apex kernels
+
+        def synchronize(self, device: Any = None) -> None:
+            """Nothing runs in the background (zero/low_level/low_level_optim.py:470)."""
+
+        def device_count(self) -> int:
+            return 1  # amp/naive_amp/grad_scaler/dynamic_grad_scaler.py:41
+
+        def get_rng_state(self, device: Any = None) -> torch.Tensor:
+            return torch.get_rng_state()  # accelerator/cpu_accelerator.py passes an argument that torch does not take
+
+        def set_rng_state(self, new_state: torch.Tensor, device: Any = None) -> None:
+            torch.set_rng_state(new_state)
+
+        def manual_seed(self, seed: int) -> None:
+            torch.manual_seed(seed)
+
+        def empty_cache(self) -> None:
+            """There is no cache (booster/plugin/gemini_plugin.py, after loading)."""
+
+        Stream = current_stream = stream = _HostStream
+
+    set_accelerator(HostAccelerator())
+
+
+class _HostAdam:
+    """What `cpu_adam.CPUAdamOptimizer` does (kernel/extensions/csrc/kernel/x86/cpu_adam.cpp), in plain torch."""
+
+    def __init__(self, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, adamw: bool) -> None:
+        assert adamw, "only the decoupled decay of AdamW is used here"
+
+    def step(
+        self,
+        step: int,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        bias_correction: bool,
+        param: torch.Tensor,
+        grad: torch.Tensor,
+        exp_avg: torch.Tensor,
+        exp_avg_sq: torch.Tensor,
+        div_scale: float,
+    ) -> None:
+        """One AdamW step of `param`, in place; the gradient is `grad / div_scale` if that is positive."""
+        assert bias_correction and param.dtype is torch.float32
+        grad = grad / div_scale if div_scale > 0 else grad
+        exp_avg.mul_(beta1).add_(grad, alpha=1 - beta1)
+        exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        denominator = (exp_avg_sq / (1 - beta2**step)).sqrt_().add_(eps)
+        param.mul_(1 - lr * weight_decay).addcdiv_(exp_avg, denominator, value=-lr / (1 - beta1**step))
+
+
+def _register_adam() -> None:
+    from colossalai.kernel.extensions.base_extension import _Extension
+    from colossalai.kernel.kernel_loader import CPUAdamLoader
+    from colossalai.nn.optimizer.cpu_adam import CPUAdam
+
+    # nn/optimizer/cpu_adam.py:80 asks for a compiled kernel, and the stock one wants CUDA headers.
+    require_line(CPUAdam.__init__, "CPUAdamLoader().load()")
+
+    class HostAdamExtension(_Extension):
+        """Offers `_HostAdam` under the name colossalai looks for."""
+
+        CPUAdamOptimizer = _HostAdam
+
+        def __init__(self) -> None:
+            super().__init__("cpu_adam_host", support_aot=False, support_jit=False, priority=0)
+
+        def is_available(self) -> bool:
+            return True
+
+        def assert_compatible(self) -> None:
+            """It runs everywhere."""
+
+        def build_aot(self) -> None:  # type: ignore[override]
+            raise NotImplementedError("nothing to build")
+
+        build_jit = build_aot  # type: ignore[assignment]
+
+        def load(self) -> Any:
+            return type(self)
+
+    CPUAdamLoader.register_extension(HostAdamExtension)  # type: ignore[arg-type]
+
+
+def _register_sdpa() -> None:
+    from colossalai.kernel import kernel_loader
+    from colossalai.kernel.extensions.pybind.flash_attention import FlashAttentionSdpaCudaExtension
+
+    # Its code is scaled_dot_product_attention, which a CPU has too; only this question keeps it away.
+    require_line(FlashAttentionSdpaCudaExtension.is_available, "torch.cuda.is_available()")
+
+    class HostSdpaExtension(FlashAttentionSdpaCudaExtension):
+        """The same kernel without that question."""
+
+        def is_available(self) -> bool:
+            return True
+
+    for loader in (
+        kernel_loader.FlashAttentionLoader,
+        kernel_loader.FlashAttentionWithCustomMaskLoader,
+        kernel_loader.FlashAttentionForFloatAndCustomMaskLoader,
+    ):
+        loader.register_extension(HostSdpaExtension)
+
+
+def _patch_p2p() -> None:
+    from colossalai.pipeline import p2p
+
+    # pipeline/p2p.py:159 reads `Backend.HCCL`, which torch does not have. gloo is neither NCCL nor HCCL.
+    require_line(p2p._check_for_nccl_hccl_backend, "c10d.Backend.HCCL")
+    p2p._check_for_nccl_hccl_backend = lambda group: False
+
+
+def _patch_gemini() -> None:
+    from colossalai.legacy.utils import memory
+    from colossalai.zero.gemini.memory_tracer import memory_monitor, memstats_collector
+
+    # zero/gemini/memory_tracer/memory_monitor.py:135 asks torch.cuda for the peak; gemini_auto plans with it.
+    require_line(memory_monitor.SyncCudaMemoryMonitor.start, "torch.cuda.reset_peak_memory_stats()")
+
+    class HostMemoryMonitor(memory_monitor.MemoryMonitor):
+        """Resident memory of this process in bytes."""
+
+        def start(self) -> None:
+            """A process has no peak counter to reset."""
+
+        def finish(self) -> int:
+            used_bytes = psutil.Process().memory_info().rss
+            self.time_stamps.append(0.0)
+            self.mem_stats.append(used_bytes)
+            return used_bytes
+
+    memstats_collector.SyncCudaMemoryMonitor = HostMemoryMonitor
+
+    # legacy/utils/memory.py:113 insists on a torch.device and divides by a count that is -1 without the legacy launch.
+    require_line(memory.colo_device_memory_capacity, "gpc.num_processes_on_current_node")
+    memory.colo_device_memory_capacity = lambda device: psutil.virtual_memory().total // dist.get_world_size()
+
+
+def _patch_gloo() -> None:
+    """gloo of torch 2.5 has these two collectives for one tensor, not for lists (newer torch has both)."""
+    from colossalai.shardformer.layer import _operation
+
+    # shardformer/layer/_operation.py:751 (split_gather, ring) and :1259 (all_to_all)
+    require_line(_operation._reduce_scatter, "dist.reduce_scatter(output, input_")
+    require_line(_operation._all_to_all, "dist.all_to_all(output_list, input_list")
+    reduce_scatter, all_to_all = dist.reduce_scatter, dist.all_to_all
+
+    def reduce_scatter_of_list(
+        output: torch.Tensor, input_list: list[torch.Tensor], group: Any = None, async_op: bool = False
+    ) -> Any:
+        if dist.get_backend(group) != "gloo":
+            return reduce_scatter(output, input_list, group=group, async_op=async_op)
+        joined = torch.cat([tensor.reshape(-1) for tensor in input_list])
+        return dist.reduce_scatter_tensor(output.view(-1), joined, group=group, async_op=async_op)
+
+    def all_to_all_of_list(
+        output_list: list[torch.Tensor], input_list: list[torch.Tensor], group: Any = None, async_op: bool = False
+    ) -> Any:
+        if dist.get_backend(group) != "gloo" or async_op:
+            return all_to_all(output_list, input_list, group=group, async_op=async_op)
+        joined = torch.cat([tensor.reshape(-1) for tensor in input_list])
+        received = torch.empty_like(joined)
+        dist.all_to_all_single(received, joined, group=group)
+        for output, part in zip(output_list, received.split(input_list[0].numel()), strict=True):
+            output.copy_(part.view_as(output))
+        return None
+
+    dist.reduce_scatter, dist.all_to_all = reduce_scatter_of_list, all_to_all_of_list

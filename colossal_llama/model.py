@@ -1,0 +1,57 @@
+"""HF directory -> model, and which of its parameters train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from tokenizer_tools.command import UserError
+
+
+def load_model(directory: Path, dtype: torch.dtype, attention: str, use_grad_checkpoint: bool) -> PreTrainedModel:
+    """The model of a local safetensors directory, ready to train. No remote code, no pickles.
+
+    Raises UserError if the directory does not hold a complete model.
+    """
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            directory,
+            torch_dtype=dtype,
+            attn_implementation=attention,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers and safetensors raise whatever they meet in a broken file
+        raise UserError(
+            f"{directory}: not a readable model ({error}); name a complete safetensors directory"
+        ) from error
+    if report["missing_keys"] or report["mismatched_keys"]:
+        names = sorted(report["missing_keys"]) or [key[0] for key in report["mismatched_keys"]]
+        raise UserError(
+            f"{directory}: weights of {', '.join(names[:3])} are missing or of the wrong shape; copy it anew"
+        )
+    model.config.use_cache = False
+    if use_grad_checkpoint:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.train()
+
+
+def embedding_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
+    """The input and the output embedding matrix; one and the same if they are tied."""
+    return [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+
+
+def freeze_non_embeddings(model: PreTrainedModel) -> None:
+    """Leave only the embeddings trainable (--freeze_non_embeds_params)."""
+    embeddings = {id(parameter) for parameter in embedding_parameters(model)}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in embeddings)
+
+
+def num_parameters(model: nn.Module, trainable_only: bool = False) -> int:
+    """Number of parameters; tied ones count once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)

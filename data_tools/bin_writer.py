@@ -1,0 +1,104 @@
+"""Writes one bin: batches of rows come in, a directory that `datasets.load_from_disk` reads goes out.
+
+Columns: `input_ids` list<uint16 or uint32>, `labels` list<int32> (not shifted, -100 without loss), `document_lengths`
+and `document_categories` list<int32>, one entry a piece. The files are written here rather than by `datasets`, whose
+fingerprints and paths differ from run to run: equal rows give equal bytes in every file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data_tools.encode import IGNORED_LABEL
+from data_tools.manifest import WrittenBin
+from data_tools.rows import RowBatch
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ARROW_NAME = "data-00000-of-00001.arrow"
+HASH_CHUNK_BYTES = 2**20
+
+
+def write_bin(directory: Path, batches: Iterable[RowBatch], dtype: np.dtype, num_categories: int) -> WrittenBin:
+    """Write the rows to a new `directory`; ids have `dtype` (uint16 or uint32). No batch at all makes an empty bin."""
+    import pyarrow as pa
+
+    directory.mkdir(parents=True)
+    schema = _schema(dtype)
+    num_rows = 0
+    tokens, loss_tokens = np.zeros((2, num_categories), np.int64)
+    with pa.OSFile(str(directory / ARROW_NAME), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(_record_batch(batch, schema))
+            num_rows += len(batch.row_lengths)
+            np.add.at(tokens, batch.document_categories, batch.document_lengths)
+            np.add.at(loss_tokens, batch.document_categories, loss_tokens_of_pieces(batch))
+    sha256 = _sha256(directory / ARROW_NAME)
+    _write_state(directory, sha256)
+    return WrittenBin(num_rows, tokens, loss_tokens, sha256)
+
+
+def loss_tokens_of_pieces(batch: RowBatch) -> np.ndarray:
+    """[pieces] int64: labels that bear loss."""
+    first_token = np.cumsum(batch.document_lengths) - batch.document_lengths
+    return np.add.reduceat(batch.labels != IGNORED_LABEL, first_token, dtype=np.int64)
+
+
+def _schema(dtype: np.dtype) -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema(
+        {
+            "input_ids": pa.list_(pa.from_numpy_dtype(dtype)),
+            "labels": pa.list_(pa.int32()),
+            "document_lengths": pa.list_(pa.int32()),
+            "document_categories": pa.list_(pa.int32()),
+        }
+    )
+
+
+def _record_batch(batch: RowBatch, schema: pa.Schema) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    def lists(values: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+    columns = [
+        lists(batch.input_ids, batch.row_lengths),
+        lists(batch.labels, batch.row_lengths),
+        lists(batch.document_lengths, batch.row_pieces),
+        lists(batch.document_categories, batch.row_pieces),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _write_state(directory: Path, sha256: str) -> None:
+    """The two files beside the rows that `datasets` asks for. Features are left out: it reads them from the schema."""
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": ARROW_NAME}],
+        "_fingerprint": sha256[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    info = {"citation": "", "description": "", "features": None, "homepage": "", "license": ""}
+    for name, value in {"state.json": state, "dataset_info.json": info}.items():
+        (directory / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

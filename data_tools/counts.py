@@ -1,0 +1,42 @@
+"""What became of the input lines: counts come in one by one, ledgers by category and in total go out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+
+class RecordLedger(TypedDict):
+    """Lines that are not blank: `read` = `kept` + the sum of `refused`."""
+
+    read: int
+    kept: int
+    refused: dict[str, int]
+
+
+@dataclass
+class RecordCounts:
+    """What became of the lines, by category (None: the line does not tell it)."""
+
+    read: Counter[str | None] = field(default_factory=Counter)
+    kept: Counter[str | None] = field(default_factory=Counter)
+    refused: Counter[tuple[str | None, str]] = field(default_factory=Counter)
+
+    @property
+    def category_names(self) -> list[str]:
+        """Every category that was read, sorted, also those of which nothing was kept."""
+        return sorted(category for category in self.read if category is not None)
+
+    def ledger(self, category: str | None = None) -> RecordLedger:
+        """The ledger of one category, or of all lines."""
+        wanted = set(self.read) if category is None else {category}
+        refused: Counter[str] = Counter()
+        for (name, reason), count in self.refused.items():
+            if name in wanted:
+                refused[reason] += count
+        return {
+            "read": sum(self.read[name] for name in wanted),
+            "kept": sum(self.kept[name] for name in wanted),
+            "refused": dict(sorted(refused.items())),
+        }

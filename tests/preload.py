@@ -1,0 +1,7 @@
+"""Imported once by the server that forks test ranks; the slow imports of a training process."""
+
+from colossal_llama import host
+
+host.install_if_needed()
+
+import colossal_llama.loop  # noqa: E402, F401  after the accelerator is set, as in a real run

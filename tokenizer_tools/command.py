@@ -1,0 +1,122 @@
+"""Every command of the house: a dataclass of flags comes in, an exit code goes out.
+
+A command is a function of one config dataclass. Its fields are the flags, the string below a field is its help.
+Exit codes: 0 done; 2 the user's input is at fault, said in one line; 1 a fault of ours, with the traceback; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, TypeVar
+
+import simple_parsing
+
+Config = TypeVar("Config")
+
+
+class Command(Protocol):
+    """A program: flags (default: those of the command line) come in, an exit code goes out."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int: ...
+
+
+CONFIG_FILE_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+class UserError(ValueError):
+    """The user's input is at fault. The text is one line that names the value, the rule and the way out."""
+
+
+class _Parser(simple_parsing.ArgumentParser):
+    """An argument parser that raises UserError where argparse would print its usage and leave."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; `{self.prog} --help` lists every flag")
+
+
+def parse_config(config_class: type[Config], argv: Sequence[str], prog: str | None = None) -> Config:
+    """Flags -> `config_class`. A single argument that names a .yaml or .json file holds the same names as the flags.
+
+    Raises UserError for an unknown flag, a missing one or a value of the wrong type.
+    """
+    if len(argv) == 1 and argv[0].endswith(CONFIG_FILE_SUFFIXES):
+        argv = _flags_of_file(Path(argv[0]))
+    parser = _Parser(
+        prog=prog or Path(sys.argv[0]).name,
+        description=config_class.__doc__,
+        allow_abbrev=False,
+        add_config_path_arg=False,
+    )
+    parser.add_arguments(config_class, dest="config")  # type: ignore[type-var]  # mypy cannot say "a dataclass"
+    return parser.parse_args(list(argv)).config
+
+
+def _flags_of_file(path: Path) -> list[str]:
+    """{"lr": 1e-4, "dataset": ["a", "b"], "use_flash_attn": true} -> ["--lr", "0.0001", "--dataset", "a", "b", ...]"""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; name an existing .yaml or .json file of flags") from None
+    values = _parse_mapping(path, text)
+    flags: list[str] = []
+    for name, value in values.items():
+        if value is None:
+            continue
+        items = value if isinstance(value, list) else [value]
+        flags += [f"--{name}", *map(str, items)]
+    return flags
+
+
+def _parse_mapping(path: Path, text: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: not readable as {path.suffix[1:]} ({reason}); write one `name: value` a line"
+        ) from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds {type(values).__name__}, not a mapping; write one `name: value` a line")
+    return values
+
+
+def command(config_class: type[Config]) -> Callable[[Callable[[Config], None]], Command]:
+    """Make a command-line program of a function of one config: parse, run, turn errors into an exit code."""
+
+    def decorate(function: Callable[[Config], None]) -> Command:
+        @functools.wraps(function)
+        def program(argv: Sequence[str] | None = None) -> int:
+            logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+            try:
+                function(parse_config(config_class, sys.argv[1:] if argv is None else argv))
+            except UserError as error:
+                return _fail(str(error), 2)
+            except BrokenPipeError:  # the reader of our output left, `| head` for one
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return 0
+            except OSError as error:  # no space, no permission, no such file: the user's machine, not our code
+                if error.filename is None and error.strerror is None:
+                    raise
+                return _fail(f"{error.filename or 'output'}: {error.strerror}; nothing half-written was left behind", 2)
+            except KeyboardInterrupt:
+                return _fail("interrupted; nothing half-written was left behind", 130)
+            return 0
+
+        return program
+
+    return decorate
+
+
+def _fail(message: str, exit_code: int) -> int:
+    """Say it once: of the ranks of a launched command, which all fail together, only the first speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    return exit_code

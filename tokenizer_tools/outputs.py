@@ -1,0 +1,99 @@
+"""Outputs appear whole or not at all: written aside under a temporary name, synced, then renamed into place."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tokenizer_tools.command import UserError
+
+
+@contextmanager
+def whole_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty directory beside `target`; when the block ends well it becomes `target`, else it vanishes.
+
+    An existing, non-empty `target` is replaced only if `overwrite` is set; it stays readable until the very rename.
+    Raises UserError if `target` exists and may not be replaced.
+    """
+    target = Path(os.path.abspath(target))
+    refuse_existing(target, overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    try:
+        aside.chmod(0o755)  # mkdtemp makes it private; outputs are for the whole team
+        yield aside
+        sync_tree(aside)
+        _replace_directory(aside, target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def refuse_existing(target: Path, overwrite: bool) -> None:
+    """Raise UserError if `target` is a file, or a non-empty directory that `overwrite` does not give away."""
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target}: is a file, but the output is a directory; choose another name")
+    if not overwrite and target.is_dir() and any(target.iterdir()):
+        raise UserError(f"{target}: exists and is not empty; add --overwrite to replace it or choose another name")
+
+
+def _replace_directory(aside: Path, target: Path) -> None:
+    if not target.exists():
+        os.rename(aside, target)
+    else:
+        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+        os.rename(target, old / target.name)
+        os.rename(aside, target)
+        shutil.rmtree(old)
+    _sync(target.parent)
+
+
+def sync_tree(directory: Path) -> None:
+    """Hand every file and folder below `directory` to the disk (fsync)."""
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            _sync(Path(folder) / name)
+        _sync(Path(folder))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole_file(path: Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8: the old content stays until the new one is on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        _sync(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable JSON, whole or not at all. Same value, same bytes."""
+    write_whole_file(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """Read a JSON object. Raises UserError that names `what` the file should have been."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected {what}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); expected {what}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a JSON {type(value).__name__}, not an object; expected {what}")
+    return value

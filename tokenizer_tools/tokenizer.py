@@ -1,0 +1,111 @@
+"""The only place that loads a tokenizer: a directory comes in, ids that mean the same everywhere go out.
+
+`transformers` is imported inside the functions: it costs seconds, and `--help` must not pay them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizer_tools.command import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizer
+    from transformers.tokenization_utils_fast import PreTrainedTokenizerFast  # the package itself shows mypy a dummy
+
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
+
+# Letters, digits, CJK, full-width forms, an emoji, runs of blanks, a control token spelt as text and a rare character:
+# what segmentations differ in.
+PROBE_TEXT = "Hello world,  12345 naïve café\n\tdef f(x): return x  你好，世界！人工智能的發展 ＡＢＣ 🙂 </s> 龘 www.example.org"
+
+
+def _check_directory(directory: Path) -> None:
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory; name a tokenizer directory")
+    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(f"{directory}: holds neither {' nor '.join(TOKENIZER_FILES)}; name a tokenizer directory")
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
+    """The fast tokenizer of a local directory; no remote code, no download. Raises UserError if there is none."""
+    from transformers import AutoTokenizer
+
+    _check_directory(directory)
+    try:
+        return AutoTokenizer.from_pretrained(directory, use_fast=True, local_files_only=True)
+    except Exception as error:  # transformers raises whatever its parsers raise: OSError, KeyError, RuntimeError, ...
+        raise UserError(f"{directory}: not a readable tokenizer ({error}); name an intact tokenizer directory") from error
+
+
+def load_slow_tokenizer(directory: Path) -> PreTrainedTokenizer:
+    """The slow (sentencepiece) tokenizer of a local directory. Raises UserError if there is none."""
+    from transformers import AutoTokenizer
+
+    _check_directory(directory)
+    try:
+        return AutoTokenizer.from_pretrained(directory, use_fast=False, local_files_only=True)
+    except Exception as error:
+        raise UserError(f"{directory}: not a readable tokenizer ({error}); name an intact tokenizer directory") from error
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """sha256 over every piece with its id and over the ids of PROBE_TEXT: equal if and only if ids mean the same."""
+    pieces = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    probe = TextEncoder(tokenizer).encode_batch([PROBE_TEXT])[0]
+    return hashlib.sha256(json.dumps([pieces, probe], ensure_ascii=False).encode()).hexdigest()
+
+
+class TextEncoder:
+    """Text -> ids, without BOS or EOS; text that spells a control token (`</s>`) stays text.
+
+    `prefix_ids` (BOS or nothing) are what the tokenizer itself puts before a text, so that training and inference agree.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        from tokenizers import Tokenizer
+
+        layout = json.loads(tokenizer.backend_tokenizer.to_str())
+        self._start: Tokenizer = Tokenizer.from_str(json.dumps(layout))
+        self._continuation: Tokenizer = Tokenizer.from_str(json.dumps(_without_leading_blank(layout)))
+        for backend in (self._start, self._continuation):
+            backend.encode_special_tokens = True
+            backend.no_padding()
+            backend.no_truncation()
+        self.prefix_ids: list[int] = _prefix_ids(tokenizer)
+        self.eos_ids: list[int] = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+    def encode_batch(self, texts: Sequence[str], continuation: bool = False) -> list[list[int]]:
+        """One list of ids a text. A `continuation` goes on after other text: no blank is put before its first word."""
+        backend = self._continuation if continuation else self._start
+        return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+def _prefix_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """[bos_token_id] if the tokenizer puts BOS before a text, else []."""
+    bos_token_id = tokenizer.bos_token_id
+    adds_bos = bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [bos_token_id]
+    return [bos_token_id] if adds_bos else []
+
+
+def _without_leading_blank(layout: dict[str, Any]) -> dict[str, Any]:
+    """The same tokenizer.json, but no blank or `▁` is put before a text's first word."""
+    layout = json.loads(json.dumps(layout))
+    for room in ("normalizer", "pre_tokenizer"):
+        parts = layout[room]
+        if parts is None:
+            continue
+        nested = parts.get("normalizers") or parts.get("pretokenizers") or [parts]
+        for part in nested:
+            if part["type"] == "Prepend":  # Llama, legacy
+                part["prepend"] = ""
+            elif part["type"] == "Metaspace":  # Llama, legacy off
+                part["prepend_scheme"] = "never"
+            elif part["type"] == "ByteLevel":
+                part["add_prefix_space"] = False
+    return layout
