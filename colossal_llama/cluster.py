@@ -6,9 +6,12 @@ Import this before anything of colossalai: gemini's checkpoint code reads the cu
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +24,8 @@ from colossal_llama import host
 from tokenizer_tools.command import UserError
 
 Result = TypeVar("Result")
+
+GLOO_SETTLE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Layout:
 @contextmanager
 def launch(seed: int) -> Iterator[Cluster]:
     """Join the process group (torchrun's or Slurm's environment; alone without either) and leave it at the end."""
+    _quiet()
     _fill_environment()
     on_host = host.install_if_needed()
     import colossalai
@@ -74,7 +80,28 @@ def launch(seed: int) -> Iterator[Cluster]:
         device = torch.device("cpu") if on_host else get_accelerator().get_current_device()
         yield Cluster(dist.get_rank(), dist.get_world_size(), device)
     finally:
+        settle()
+        gc.collect()  # Booster's plugins destroy their own groups when they are collected, and need the default one for it
         dist.destroy_process_group()
+
+
+def settle() -> None:
+    """Wait until gloo's threads have let go of their last tensors; call it before anything drops a process group.
+
+    torch 2.5's gloo joins its threads with the GIL held, and a thread that is just dropping a tensor waits for the GIL:
+    without this moment about every third run hung for ever at its very end (pytorch pull request 154976).
+    """
+    if dist.get_backend() == "gloo":
+        time.sleep(GLOO_SETTLE_SECONDS)
+
+
+def _quiet() -> None:
+    """Leave out the advice that colossalai and its parts print on every rank of every run: apex, tensornvme, kernels."""
+    warnings.filterwarnings("ignore", category=UserWarning, module="colossalai")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="colossalai")
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="colossalai")
+    for name in ("colossalai", "bitsandbytes", "torch.distributed.nn.jit.instantiator"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _fill_environment() -> None:

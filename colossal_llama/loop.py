@@ -10,7 +10,7 @@ import torch
 
 from colossal_llama.batches import BatchReader
 from colossal_llama.build import Run, advance, build, describe
-from colossal_llama.cluster import Cluster, main_rank_logger
+from colossal_llama.cluster import Cluster, main_rank_logger, settle
 from colossal_llama.config import TrainConfig
 from colossal_llama.progress import Progress
 from colossal_llama.step import Stepper
@@ -49,6 +49,7 @@ def train(config: TrainConfig, cluster: Cluster) -> None:
     run.metrics.close()
     final = run.writer.save_final_model()
     main_rank_logger(__name__).info(f"finished: {progress.step} steps, model in {final}")
+    settle()  # the groups of the plugin go with `run`
 
 
 def evaluate(run: Run, step: int) -> None:

@@ -167,15 +167,22 @@ def _read_all(files: list[Path], tokenizer: PreTrainedTokenizerFast, spool: Spoo
     ):
         intake = Intake(TextEncoder(tokenizer), spool, refused_file)
         intake.read(files, bar.update)
-    ledger = intake.counts.ledger()
-    refused = ", ".join(f"{count} {reason}" for reason, count in ledger["refused"].items())
-    first = intake.first_refusal
-    place = f", the first at {first.file}:{first.line_number}" if first else ""
+    refused = _refused(intake)
     if not len(spool):
-        raise UserError(f"{files[0].parent}: no document in {len(files)} files ({refused or 'all empty'}{place})")
+        reason = f"{len(files)} files, {refused or 'all empty'}"
+        raise UserError(f'{files[0].parent}: no document ({reason}); write one {{"target": "..."}} a line')
     if refused:
-        logger.warning("warning: %s refused%s; see %s in the output", refused, place, REFUSED_NAME)
+        logger.warning("warning: %s; all are listed in %s of the output", refused, REFUSED_NAME)
     return intake
+
+
+def _refused(intake: Intake) -> str:
+    """ "refused 3 invalid_json, 1 empty_target, the first at a.jsonl:7", or nothing."""
+    first = intake.first_refusal
+    if first is None:
+        return ""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in intake.counts.ledger()["refused"].items())
+    return f"refused {reasons}, the first at {first.file}:{first.line_number}"
 
 
 if __name__ == "__main__":

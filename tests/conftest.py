@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 LLAMA_TOKENIZER_CONFIG = {
     "tokenizer_class": "LlamaTokenizer",
@@ -47,7 +48,7 @@ CHINESE = (
     "经济发展需要稳定的社会环境，也需要不断创新的技术。",
 )
 
-CHILD_TIMEOUT_SECONDS = 240
+CHILD_TIMEOUT_SECONDS = 120
 
 
 def write_llama_tokenizer(directory: Path, sentencepiece_model: bytes) -> Path:
@@ -155,8 +156,8 @@ def _child(rank: int, world_size: int, port: int, pipe: Connection, function: Ca
         WORLD_SIZE=str(world_size),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
-        OMP_NUM_THREADS="1",
     )
+    torch.set_num_threads(1)  # what torchrun does by OMP_NUM_THREADS, which torch has read by now
     try:
         pipe.send((True, function(*args)))
     except BaseException:

@@ -19,13 +19,17 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizer_tools.command import UserError
 from tokenizer_tools.pieces import LeftOut, PieceFile
 
-ModelProto = Any  # sentencepiece_model_pb2.ModelProto: generated code without types
-Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
-BPE = sentencepiece_model_pb2.TrainerSpec.BPE
+schema: Any = sentencepiece_model_pb2  # generated code, without types
+ModelProto = Any  # schema.ModelProto
+Piece = schema.ModelProto.SentencePiece
+NEVER_MERGED = (Piece.CONTROL, Piece.UNKNOWN, Piece.USER_DEFINED)
+BPE = schema.TrainerSpec.BPE
 
 
 def load_model(path: Path) -> ModelProto:
     """Read tokenizer.model as it lies on the disk. Raises UserError if it is missing, broken or not BPE."""
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent}: no such directory; name a tokenizer directory")
     if not path.is_file():
         raise UserError(
             f"{path}: no such file; only sentencepiece tokenizers can be expanded so far, "
@@ -34,18 +38,18 @@ def load_model(path: Path) -> ModelProto:
     serialized = path.read_bytes()
     try:
         sentencepiece.SentencePieceProcessor(model_proto=serialized)
-        model = sentencepiece_model_pb2.ModelProto.FromString(serialized)
-    except Exception as error:  # two C++ parsers, each with errors of its own
-        raise UserError(f"{path}: not a sentencepiece model ({error}); fetch the file again") from None
+        model = schema.ModelProto.FromString(serialized)
+    except Exception:  # two C++ parsers, each with errors of its own
+        raise UserError(f"{path}: not a sentencepiece model, or only a part of one; fetch the file again") from None
     if model.trainer_spec.model_type != BPE:
-        kind = sentencepiece_model_pb2.TrainerSpec.ModelType.Name(model.trainer_spec.model_type)
-        raise UserError(f"{path}: is a {kind} model; only BPE can be expanded so far, start from a LLaMA-style tokenizer")
+        kind = schema.TrainerSpec.ModelType.Name(model.trainer_spec.model_type)
+        raise UserError(f"{path}: is a {kind} model; only BPE can be expanded so far, start from a BPE one")
     return model
 
 
 def bare_processor(model: ModelProto) -> sentencepiece.SentencePieceProcessor:
     """The model as it sees the inside of a text: nothing is put before the first word, no blank is removed."""
-    bare = sentencepiece_model_pb2.ModelProto()
+    bare = schema.ModelProto()
     bare.CopyFrom(model)
     bare.normalizer_spec.add_dummy_prefix = False
     bare.normalizer_spec.remove_extra_whitespaces = False
@@ -54,9 +58,8 @@ def bare_processor(model: ModelProto) -> sentencepiece.SentencePieceProcessor:
 
 def sift_known(found: PieceFile, model: ModelProto, special_tokens: Iterable[str]) -> PieceFile:
     """Take out the pieces that the model already has (skipped) or can never produce (refused)."""
-    old_types = {entry.piece: entry.type for entry in model.pieces}
-    special = {entry.piece for entry in model.pieces if entry.type in (Piece.CONTROL, Piece.UNKNOWN, Piece.USER_DEFINED)}
-    special |= set(special_tokens)
+    old_pieces = {entry.piece for entry in model.pieces}
+    special = {entry.piece for entry in model.pieces if entry.type in NEVER_MERGED} | set(special_tokens)
     processor = bare_processor(model)
     sifted = replace(found, pieces={}, skipped=list(found.skipped), refused=list(found.refused))
     for piece, line in found.pieces.items():
@@ -64,7 +67,7 @@ def sift_known(found: PieceFile, model: ModelProto, special_tokens: Iterable[str
         normalised = processor.normalize(piece)
         if inside is not None:
             sifted.refused.append(LeftOut(line, "contains a special token", f"{piece!r} contains {inside!r}"))
-        elif piece in old_types:
+        elif piece in old_pieces:
             sifted.skipped.append(LeftOut(line, "already in the vocabulary", repr(piece)))
         elif normalised != piece:
             sifted.refused.append(LeftOut(line, "changed by the normaliser", f"{piece!r} becomes {normalised!r}"))
@@ -85,7 +88,7 @@ def scores_below(lowest: float, count: int) -> list[float]:
 
 def append_pieces(model: ModelProto, pieces: Sequence[str]) -> ModelProto:
     """A copy of `model` with `pieces` behind its own, in order: the k-th gets id `len(model.pieces) + k`."""
-    grown = sentencepiece_model_pb2.ModelProto()
+    grown = schema.ModelProto()
     grown.CopyFrom(model)
     lowest = min(entry.score for entry in model.pieces)
     for piece, score in zip(pieces, scores_below(lowest, len(pieces)), strict=True):
@@ -103,10 +106,11 @@ def find_intermediates(model: ModelProto, pieces: Sequence[str]) -> list[str]:
     known = {entry.piece for entry in model.pieces} | set(pieces)
     intermediates = list(dict.fromkeys(character for piece in pieces for character in piece if character not in known))
     in_parts = list(pieces)
-    while True:
+    for _ in range(max(map(len, pieces))):
         processor = bare_processor(append_pieces(model, [*pieces, *intermediates]))
         segmentations = [symbols for symbols in processor.encode(in_parts, out_type=str) if len(symbols) > 1]
         if not segmentations:
             return intermediates
         intermediates += dict.fromkeys("".join(symbols[:2]) for symbols in segmentations)
         in_parts = ["".join(symbols) for symbols in segmentations]
+    raise AssertionError(f"still in parts: {in_parts[:3]}")

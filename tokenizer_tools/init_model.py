@@ -19,11 +19,18 @@ from tokenizer_tools.mean_rows import count_repeats, grow, old_ids_of_pieces
 from tokenizer_tools.outputs import read_json, refuse_existing, whole_directory, write_json
 from tokenizer_tools.shards import holds_weights, is_weights, rewrite_shards, tensor_shapes
 from tokenizer_tools.tokenizer import fingerprint, load_tokenizer
-from tokenizer_tools.tokenizer_files import MANIFEST, REPORT, SETTINGS_FILES, VOCABULARY_FILES, copy_files, refuse_overlap
+from tokenizer_tools.tokenizer_files import (
+    MANIFEST,
+    REPORT,
+    SETTINGS_FILES,
+    VOCABULARY_FILES,
+    copy_files,
+    refuse_overlap,
+)
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerFast
+    from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +62,12 @@ class InitModelConfig:
         """Raise UserError for flags that do not go together."""
         if (self.source_model_and_tokenizer_path is None) == (self.from_config is None):
             raise UserError(
-                "give either --source_model_and_tokenizer_path (grow a model) or --from_config (start a new one), one of the two"
+                "give either --source_model_and_tokenizer_path (to grow a model) or --from_config (to start a new one)"
             )
         if self.from_config is None and (self.seed is not None or self.dtype is not None):
-            raise UserError("--seed and --dtype go with --from_config only: a grown model is not random and keeps its dtype")
+            raise UserError("--seed and --dtype go with --from_config only: a grown model keeps its dtype")
         if self.from_config is not None and self.seed is None:
-            raise UserError("--from_config needs --seed N, so that the same random model can be made again; add --seed 42")
+            raise UserError("--from_config needs --seed N, so that the model can be made again; add --seed 42")
 
 
 @command(InitModelConfig)
@@ -83,6 +90,8 @@ def main(config: InitModelConfig) -> None:
             manifest = _start_model(config, tokenizer, target)
         _add_tokenizer(tokenizer_dir, target, joins)
         write_json(target / MANIFEST, manifest | _tokenizer_manifest(tokenizer_dir))
+        for weights in filter(is_weights, target.iterdir()):
+            weights.chmod(0o644)  # safetensors makes its files private; outputs are for the whole team
     print(f"vocabulary: {manifest['vocab_size']['before']} -> {manifest['vocab_size']['after']}")
     print(f"new rows ({manifest['initialiser']}): {manifest['rows_initialised']}")
     print(f"new rows equal to an earlier new row: {manifest['identical_starting_rows']}")
@@ -141,12 +150,13 @@ def grow_model(source: Path, new: PreTrainedTokenizerFast, target: Path) -> dict
 
 
 def new_pieces(old: PreTrainedTokenizerFast, new: PreTrainedTokenizerFast) -> list[str]:
-    """The pieces that only `new` has, in the order of their ids. Raises UserError if an old piece has another id there."""
+    """The pieces that only `new` has, in the order of their ids. Raises UserError if an old piece has moved."""
     old_ids, new_ids = old.get_vocab(), new.get_vocab()
-    moved = next((piece for piece in sorted(old_ids, key=old_ids.__getitem__) if new_ids.get(piece) != old_ids[piece]), None)
-    if moved is not None:
+    moved = sorted((i, piece) for piece, i in old_ids.items() if new_ids.get(piece) != i)
+    if moved:
+        old_id, piece = moved[0]
         raise UserError(
-            f"old piece {moved!r} has id {old_ids[moved]} beside the model but {new_ids.get(moved)} in the target tokenizer; "
+            f"piece {piece!r} has id {old_id} beside the model, but {new_ids.get(piece)} in the target tokenizer; "
             "old ids must not move, expand this model's own tokenizer with init_tokenizer"
         )
     return sorted(new_ids.keys() - old_ids.keys(), key=new_ids.__getitem__)

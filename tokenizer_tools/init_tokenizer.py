@@ -64,7 +64,7 @@ def main(config: InitTokenizerConfig) -> None:
 
 
 def _special_tokens(source: Path, model: ModelProto) -> list[str]:
-    """The source's special and added tokens. Raises UserError if tokenizer.model does not hold all of its vocabulary."""
+    """The source's special and added tokens. Raises UserError if its vocabulary is more than tokenizer.model."""
     tokenizer = load_slow_tokenizer(source)
     beyond = {token: i for token, i in tokenizer.get_added_vocab().items() if i >= len(model.pieces)}
     if beyond:
@@ -103,9 +103,7 @@ def write_tokenizer(source: Path, target: Path, model: ModelProto) -> None:
     load_tokenizer(target).backend_tokenizer.save(str(target / "tokenizer.json"))
 
 
-def _manifest(
-    source: Path, target: Path, found: PieceFile, intermediates: list[str], num_texts: int
-) -> dict[str, Any]:
+def _manifest(source: Path, target: Path, found: PieceFile, intermediates: list[str], num_texts: int) -> dict[str, Any]:
     old, new = load_tokenizer(source), load_tokenizer(target)
     return {
         "version": MANIFEST_VERSION,

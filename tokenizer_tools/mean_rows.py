@@ -1,4 +1,4 @@
-"""Where a new id starts: old embedding rows and the old ids of each new piece come in, one mean row a piece goes out."""
+"""Where a new id starts: old rows and the old ids of each new piece come in, one mean row a piece goes out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokenizer_tools.tokenizer import TextEncoder
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerFast
+    from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
 
 def old_ids_of_pieces(old: PreTrainedTokenizerFast, pieces: Sequence[str]) -> list[list[int]]:
@@ -38,7 +38,7 @@ def mean_rows(rows: torch.Tensor, bags: Sequence[Sequence[int]]) -> torch.Tensor
 
 
 def grow(rows: torch.Tensor, num_old: int, bags: Sequence[Sequence[int]]) -> torch.Tensor:
-    """[num_old + len(bags), hidden]: the first `num_old` rows bit for bit, then the mean rows. Padding rows are gone."""
+    """[num_old + len(bags), hidden]: the first `num_old` rows bit for bit, then mean rows. Padding is gone."""
     import torch
 
     return torch.cat([rows[:num_old], mean_rows(rows[:num_old], bags)])

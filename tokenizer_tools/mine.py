@@ -1,4 +1,4 @@
-"""BPE on runs of Han characters: texts come in, pieces with the number of times text makes them go out. No files."""
+"""BPE on runs of Han characters: texts come in, pieces go out, best first, with the number of times they are made."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def count_runs(texts: Iterable[str]) -> Counter[str]:
 
 
 def learn_model(runs: Mapping[str, int], num_merges: int, character_coverage: float) -> bytes:
-    """A sentencepiece BPE model with up to `num_merges` merges over `runs`. Same runs, same bytes, in whatever order."""
+    """A sentencepiece BPE model with up to `num_merges` merges over `runs`. Same runs, same bytes, in any order."""
     num_characters = len({character for run in runs for character in run})
     model = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder:
@@ -52,11 +52,7 @@ def learn_model(runs: Mapping[str, int], num_merges: int, character_coverage: fl
 
 
 def count_made(model: bytes, runs: Mapping[str, int]) -> dict[str, int]:
-    """How often each piece is made when `runs` are encoded, as itself or on the way to a longer one; 0 is left out.
-
-    The order is that of falling counts; of equal ones the earlier learned comes first. Steps stand before what they
-    lead to.
-    """
+    """How often each piece is made when `runs` are encoded, as itself or on the way to a longer one; 0 is left out."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     ranks = {processor.id_to_piece(i): i for i in range(UNKNOWN_CONTROLS, processor.get_piece_size())}
     made: Counter[str] = Counter()
@@ -68,8 +64,19 @@ def count_made(model: bytes, runs: Mapping[str, int]) -> dict[str, int]:
         if len(piece) > 1 and made[piece]:
             for part in last_merge(piece, ranks):
                 made[part] += made[piece]
-    known = [piece for piece in ranks if made[piece]]
-    return {piece: made[piece] for piece in sorted(known, key=lambda piece: (-made[piece], len(piece), ranks[piece]))}
+    return {piece: made[piece] for piece in ranks if made[piece]}
+
+
+def best_first(made: Mapping[str, int]) -> list[str]:
+    """The pieces by the number of tokens they save: a merge saves one each time, a character all its bytes but one.
+
+    No step saves less than what it leads to, and of equals the shorter is first: any head of the list is closed.
+    """
+
+    def merit(piece: str) -> int:
+        return made[piece] * (len(piece.encode()) - 1 if len(piece) == 1 else 1)
+
+    return sorted(made, key=lambda piece: (-merit(piece), len(piece), piece))
 
 
 def last_merge(piece: str, ranks: Mapping[str, int]) -> tuple[str, str]:

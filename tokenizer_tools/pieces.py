@@ -110,6 +110,6 @@ def count_reasons(left_out: list[LeftOut]) -> dict[str, int]:
 
 
 def _shown(raw: bytes) -> str:
-    """A line as it may stand in a report: escaped, at most about 60 characters."""
-    text = ascii(raw.decode("utf-8", "replace")) if not raw.isascii() else repr(raw.decode())
+    """A line as it may stand in a report: what cannot be printed is escaped, at most 60 characters."""
+    text = repr(raw.decode("utf-8", "replace"))
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,4 +1,4 @@
-"""The weights of a Hugging Face model directory as files: shards come in one by one, shards with some tensors changed go out.
+"""The weights of a model directory: its safetensors files come in one by one, and go out with some tensors changed.
 
 Only one shard is in memory at a time, and shards without an embedding matrix are copied as they are.
 """
@@ -50,7 +50,7 @@ def list_shards(directory: Path) -> list[str]:
 
 def _way_out(directory: Path) -> str:
     if any(directory.glob("*.bin")):
-        return "pytorch_model.bin is not read (pickle); save the model once with save_pretrained(safe_serialization=True)"
+        return ".bin weights are not read (pickle); save the model anew as safetensors, with save_pretrained"
     return "name a complete model directory with safetensors weights"
 
 
@@ -106,5 +106,4 @@ def _rewrite_shard(
         num_bytes += tensors[key].nbytes - old.nbytes
         num_parameters += tensors[key].numel() - old.numel()
     save_file(tensors, target, metadata=metadata)
-    target.chmod(0o644)
     return num_bytes, num_parameters

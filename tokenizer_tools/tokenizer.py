@@ -34,24 +34,28 @@ def _check_directory(directory: Path) -> None:
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     """The fast tokenizer of a local directory; no remote code, no download. Raises UserError if there is none."""
-    from transformers import AutoTokenizer
-
-    _check_directory(directory)
-    try:
-        return AutoTokenizer.from_pretrained(directory, use_fast=True, local_files_only=True)
-    except Exception as error:  # transformers raises whatever its parsers raise: OSError, KeyError, RuntimeError, ...
-        raise UserError(f"{directory}: not a readable tokenizer ({error}); name an intact tokenizer directory") from error
+    return _load(directory, use_fast=True)
 
 
 def load_slow_tokenizer(directory: Path) -> PreTrainedTokenizer:
     """The slow (sentencepiece) tokenizer of a local directory. Raises UserError if there is none."""
+    return _load(directory, use_fast=False)
+
+
+def _load(directory: Path, use_fast: bool) -> Any:
     from transformers import AutoTokenizer
 
     _check_directory(directory)
     try:
-        return AutoTokenizer.from_pretrained(directory, use_fast=False, local_files_only=True)
-    except Exception as error:
-        raise UserError(f"{directory}: not a readable tokenizer ({error}); name an intact tokenizer directory") from error
+        # trust_remote_code has to be said: left out, transformers asks on stdin and would take a "y"
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, use_fast=use_fast, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # transformers raises whatever its parsers raise: OSError, KeyError, RuntimeError, ...
+        raise UserError(f"{directory}: not a readable tokenizer ({error}); name an intact tokenizer directory") from None
+    if tokenizer is False:  # what transformers returns when sentencepiece cannot read tokenizer.model
+        raise UserError(f"{directory}: not a readable tokenizer (tokenizer.model is broken); fetch the file again")
+    return tokenizer
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import sentencepiece
+from tqdm import tqdm
 
 from tokenizer_tools.expand import bare_processor, load_model
 from tokenizer_tools.tokenizer import PROBE_TEXT, TextEncoder, load_slow_tokenizer, load_tokenizer
@@ -47,7 +48,7 @@ def _check_ids(source: Path, target: Path, new_pieces: Sequence[str]) -> None:
     for name, load in (("fast", load_tokenizer), ("slow", load_slow_tokenizer)):
         ids = load(target).get_vocab()
         wrong = [piece for piece, piece_id in expected.items() if ids.get(piece) != piece_id]
-        _require(not wrong and len(ids) == len(expected), f"{name} tokenizer: other ids than planned, first {wrong[:3]}")
+        _require(not wrong and len(ids) == len(expected), f"{name} tokenizer: ids not as planned: {wrong[:3]}")
 
 
 def _check_reach(target: Path, bare: sentencepiece.SentencePieceProcessor, new_pieces: Sequence[str]) -> None:
@@ -56,7 +57,8 @@ def _check_reach(target: Path, bare: sentencepiece.SentencePieceProcessor, new_p
     first_id = bare.get_piece_size() - len(new_pieces)
     anchor_ids = slow.encode(ANCHOR, add_special_tokens=False)
     merge = fast.backend_tokenizer.model.tokenize
-    for piece_id, (piece, ids) in enumerate(zip(new_pieces, bare.encode(list(new_pieces)), strict=True), first_id):
+    progress = tqdm(new_pieces, desc="proving", unit="piece", disable=None)
+    for piece_id, (piece, ids) in enumerate(zip(progress, bare.encode(list(new_pieces)), strict=True), first_id):
         _require(ids == [piece_id], f"sentencepiece: {piece!r} gives {ids}, not its id {piece_id}")
         slow_ids = slow.encode(ANCHOR + piece, add_special_tokens=False)
         _require(slow_ids == [*anchor_ids, piece_id], f"slow tokenizer: {piece!r} gives {slow_ids}, not {piece_id}")

@@ -1,0 +1,66 @@
+"""Rows of a bucket: ids, labels and lengths gathered from the spool, in an order of the seed."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_tools import rows
+from data_tools.spool import Documents
+
+
+def make_documents(lengths: list[int]) -> Documents:
+    """Document d has the ids 1000 * d, 1000 * d + 1, ...; its first d tokens bear no loss; its category is d % 3."""
+    length = np.array(lengths, np.int64)
+    index = np.arange(len(lengths))
+    tokens = np.concatenate([1000 * d + np.arange(n) for d, n in enumerate(lengths)]).astype(np.uint16)
+    return Documents(
+        tokens, np.cumsum(length) - length, length, np.minimum(index, length), index % 3, length, list("abc")
+    )
+
+
+def split_rows(batches: list[rows.RowBatch]) -> list[tuple[list[int], list[int], list[int], list[int]]]:
+    found = []
+    for batch in batches:
+        at_tokens, at_pieces = np.cumsum(batch.row_lengths)[:-1], np.cumsum(batch.row_pieces)[:-1]
+        columns = [
+            np.split(batch.input_ids, at_tokens),
+            np.split(batch.labels, at_tokens),
+            np.split(batch.document_lengths, at_pieces),
+            np.split(batch.document_categories, at_pieces),
+        ]
+        found += [tuple(part.tolist() for part in row) for row in zip(*columns, strict=True)]
+    return found
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(8, 20), st.integers(1, 60))
+def test_rows_hold_the_members_whole_with_their_labels(lengths: list[int], max_length: int, batch_tokens: int) -> None:
+    documents = make_documents(lengths)
+    members = np.arange(0, len(lengths), 2)
+    with mock.patch.object(rows, "TOKENS_PER_BATCH", batch_tokens):
+        found = split_rows(list(rows.row_batches(documents, members, max_length, [0, 0])))
+    seen = []
+    for input_ids, labels, piece_lengths, categories in found:
+        assert len(input_ids) == len(labels) == sum(piece_lengths) <= max_length
+        category_of_token = np.repeat(categories, piece_lengths).tolist()
+        for token, label, category in zip(input_ids, labels, category_of_token, strict=True):
+            document, position = divmod(token, 1000)
+            assert label == (token if position >= document else -100)
+            assert category == document % 3
+        seen += input_ids
+    assert sorted(seen) == [1000 * d + n for d in members.tolist() for n in range(lengths[d])]
+
+
+def test_the_seed_changes_the_order_of_rows_and_nothing_else() -> None:
+    documents = make_documents([9] * 40)
+    orders = [
+        split_rows(list(rows.row_batches(documents, np.arange(40), 9, seed)))
+        for seed in ([1, 0], [1, 0], [2, 0], [1, 1])
+    ]
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2]
+    assert orders[0] != orders[3]
+    assert sorted(orders[0]) == sorted(orders[2]) == sorted(orders[3])
