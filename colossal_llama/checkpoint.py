@@ -59,6 +59,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, Progress.from_json(read_json(path / "running_states.json", "a run's progress")))
 
 
+def check_hashes(checkpoint: Checkpoint) -> None:
+    """Raise UserError unless every file is the one that was written. Reads all of it."""
+    for name, digest in read_json(checkpoint.path / "manifest.json", "a checkpoint's manifest")["sha256"].items():
+        if _sha256(checkpoint.path / name) != digest:
+            raise UserError(f"{checkpoint.path / name}: not the file that was saved; the checkpoint is damaged")
+
+
 def latest_checkpoint(save_dir: Path) -> Checkpoint | None:
     """The checkpoint that `<save_dir>/latest` names, or None if there is none yet."""
     pointer = save_dir / LATEST

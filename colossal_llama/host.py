@@ -291,3 +291,8 @@ def _patch_gloo() -> None:
         return None
 
     dist.reduce_scatter, dist.all_to_all = reduce_scatter_of_list, all_to_all_of_list
+
+
+def inference_device() -> torch.device:
+    """Where a single process evaluates and generates."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

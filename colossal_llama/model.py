@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -11,9 +12,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from tokenizer_tools.command import UserError
 
 
-def load_model(directory: Path, dtype: torch.dtype, attention: str, use_grad_checkpoint: bool) -> PreTrainedModel:
-    """The model of a local safetensors directory, ready to train. No remote code, no pickles.
+def load_model(
+    directory: Path, dtype: torch.dtype | Literal["auto"], attention: str, use_grad_checkpoint: bool
+) -> PreTrainedModel:
+    """The model of a local safetensors directory, ready to train; "auto" keeps the saved dtype.
 
+    No remote code, no pickles.
     Raises UserError if the directory does not hold a complete model.
     """
     try:

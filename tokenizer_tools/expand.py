@@ -106,7 +106,7 @@ def find_intermediates(model: ModelProto, pieces: Sequence[str]) -> list[str]:
     known = {entry.piece for entry in model.pieces} | set(pieces)
     intermediates = list(dict.fromkeys(character for piece in pieces for character in piece if character not in known))
     in_parts = list(pieces)
-    for _ in range(max(map(len, pieces))):
+    for _ in range(max(map(len, pieces), default=1)):
         processor = bare_processor(append_pieces(model, [*pieces, *intermediates]))
         segmentations = [symbols for symbols in processor.encode(in_parts, out_type=str) if len(symbols) > 1]
         if not segmentations:

@@ -22,7 +22,10 @@ TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
 # Letters, digits, CJK, full-width forms, an emoji, runs of blanks, a control token spelt as text and a rare character:
 # what segmentations differ in.
-PROBE_TEXT = "Hello world,  12345 naïve café\n\tdef f(x): return x  你好，世界！人工智能的發展 ＡＢＣ 🙂 </s> 龘 www.example.org"
+PROBE_TEXT = (
+    "Hello world,  12345 naïve café\n\tdef f(x): return x  "
+    "你好，世界！人工智能的發展 ＡＢＣ 🙂 </s> 龘 www.example.org"
+)
 
 
 def _check_directory(directory: Path) -> None:
@@ -52,7 +55,7 @@ def _load(directory: Path, use_fast: bool) -> Any:
             directory, use_fast=use_fast, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # transformers raises whatever its parsers raise: OSError, KeyError, RuntimeError, ...
-        raise UserError(f"{directory}: not a readable tokenizer ({error}); name an intact tokenizer directory") from None
+        raise UserError(f"{directory}: not a readable tokenizer ({error}); name an intact directory") from None
     if tokenizer is False:  # what transformers returns when sentencepiece cannot read tokenizer.model
         raise UserError(f"{directory}: not a readable tokenizer (tokenizer.model is broken); fetch the file again")
     return tokenizer
@@ -68,7 +71,7 @@ def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
 class TextEncoder:
     """Text -> ids, without BOS or EOS; text that spells a control token (`</s>`) stays text.
 
-    `prefix_ids` (BOS or nothing) are what the tokenizer itself puts before a text, so that training and inference agree.
+    `prefix_ids` (BOS or nothing) are what the tokenizer itself puts before a text: training and inference agree.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:

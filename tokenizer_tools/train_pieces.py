@@ -64,8 +64,8 @@ def main(config: TrainPiecesConfig) -> None:
         categories = f" in the categories {config.categories}" if config.categories else ""
         raise UserError(f"{config.data_input_dirs}: holds no Chinese text{categories}; name text to mine from")
     log.info("mining %d different runs of Han characters from %d files", len(runs), len(files))
-    num_merges = config.num_pieces + sum(HAN_RUN.fullmatch(piece) is not None for piece in old)
-    made = count_made(learn_model(runs, num_merges, config.character_coverage), runs)
+    num_known = sum(len(piece) > 1 and HAN_RUN.fullmatch(piece) is not None for piece in old)
+    made = count_made(learn_model(runs, config.num_pieces + num_known, config.character_coverage), runs)
     pieces = [piece for piece in best_first(made) if piece not in old][: config.num_pieces]
     lines = [json.dumps({"piece": piece, "count": made[piece]}, ensure_ascii=False) for piece in pieces]
     write_whole_file(config.output_file, "".join(line + "\n" for line in lines))

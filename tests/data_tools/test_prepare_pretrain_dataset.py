@@ -124,16 +124,20 @@ def test_same_bytes_for_any_names_order_and_split_of_the_input(
     assert xy == yx
     differing = {name for name in one if one[name] != xy[name]}
     assert differing == {"manifest.json"}  # which counts the files: 3 here, 2 there
-    assert files_of(prepare("other_seed", seed=7)) != one
+    other_seed = files_of(prepare("other_seed", seed=7))
+    assert all(other_seed[name] != one[name] for name in one if name.endswith(".arrow"))
 
 
 def test_readable_rows_are_the_rows(prepare: Prepare, tmp_path: Path, documents: Documents) -> None:
-    directory = prepare(data_jsonl_output_dir=tmp_path / "readable", max_length=16384, num_spliced_dataset_bins=2)
+    documents = [document for document in documents if len(document["target"]) < 100]
+    write_documents(tmp_path / "short" / "x.jsonl", documents)
+    flags = {"max_length": 512, "num_spliced_dataset_bins": 2, "data_jsonl_output_dir": tmp_path / "readable"}
+    directory = prepare(data_input_dirs=tmp_path / "short", **flags)
     opened = open_bins([directory])
     texts = []
     for part in opened.bins:
         lines = (tmp_path / "readable" / f"{part.path.name}.jsonl").read_text().splitlines()
-        assert len(lines) == part.num_rows
+        assert len(lines) == part.num_rows > 1
         for index, line in enumerate(lines):
             readable, row = json.loads(line), part.row(index)
             assert readable["input_ids"] == row.input_ids.tolist()
@@ -245,19 +249,30 @@ def test_overwrite_replaces_the_output(prepare: Prepare, tmp_path: Path) -> None
     assert not (directory / "part-00002").exists()
 
 
+def open_for_writing(pipe: Path) -> int:
+    """The descriptor of a named pipe, as soon as somebody reads from it."""
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            time.sleep(0.05)
+    raise TimeoutError(f"nobody reads {pipe}")
+
+
 def test_interrupted_it_leaves_nothing_behind(tmp_path: Path, tiny_tokenizer_dir: Path) -> None:
-    """Ctrl-C while documents are read: the corpus ends in a pipe that never delivers."""
+    """Ctrl-C while documents are read: the last file of the corpus is a pipe that stays silent."""
     write_documents(tmp_path / "corpus" / "a.jsonl", make_documents(50))
     os.mkfifo(tmp_path / "corpus" / "b.jsonl")
     flags = {"data_input_dirs": "corpus", "tokenizer_dir": tiny_tokenizer_dir, "data_arrow_output_dir": "out"}
     words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
     script = CHECKOUT / "data_tools" / "prepare_pretrain_dataset.py"
     process = subprocess.Popen([sys.executable, script, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".out.*.partial/refused.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    pipe = open_for_writing(tmp_path / "corpus" / "b.jsonl")
+    assert list(tmp_path.glob(".out.*.partial/refused.jsonl"))
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    os.close(pipe)  # the read ends only after the signal is there
+    _, errors = process.communicate(timeout=100)
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "error: interrupted; nothing half-written was left behind"
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]

@@ -68,6 +68,7 @@ def test_old_pieces_stay_as_they_are(model: ModelProto) -> None:
     grown = append_pieces(model, HARD_PIECES)
     assert list(grown.pieces)[: len(model.pieces)] == list(model.pieces)
     assert grown.normalizer_spec == model.normalizer_spec
+    assert max(entry.score for entry in list(grown.pieces)[len(model.pieces) :]) < min(e.score for e in model.pieces)
     assert all(entry.type == Piece.NORMAL for entry in list(grown.pieces)[len(model.pieces) :])
 
 
@@ -124,6 +125,12 @@ def test_unigram_is_refused(tmp_path: Path, model: ModelProto) -> None:
     (tmp_path / "tokenizer.model").write_bytes(unigram.SerializeToString())
     with pytest.raises(UserError, match="is a UNIGRAM model; only BPE can be expanded so far"):
         load_model(tmp_path / "tokenizer.model")
+
+
+def test_bare_processor_keeps_blanks_that_the_model_removes(model: ModelProto) -> None:
+    removing = append_pieces(model, [])
+    removing.normalizer_spec.remove_extra_whitespaces = True
+    assert bare_processor(removing).normalize("▁a▁▁b▁") == "▁a▁▁b▁"
 
 
 def test_bare_processor_leaves_the_model_alone(model: ModelProto) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import sentencepiece
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -96,6 +97,9 @@ def test_rows_and_everything_else(
     assert run(source, expanded, target) == 0
     assert_grown(source, target, expanded)
     assert {file.name for file in source.glob("model*")} == {file.name for file in target.glob("model*")}
+    for file in target.glob("*.safetensors"):
+        with safe_open(file, "pt") as grown, safe_open(source / file.name, "pt") as original:
+            assert grown.metadata() == original.metadata() == {"format": "pt"}
     size = len(AutoTokenizer.from_pretrained(target))
     model, notes = AutoModelForCausalLM.from_pretrained(target, torch_dtype="auto", output_loading_info=True)
     assert not any(notes.values())

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
 from transformers import AutoTokenizer
 
 from tests.conftest import write_jsonl
-from tokenizer_tools import init_tokenizer
-from tokenizer_tools.expand import load_model, schema
+from tokenizer_tools import expand, init_tokenizer
+from tokenizer_tools.expand import ModelProto, load_model
 
 PIECES = ["人工智能", "猜谜语", "xylophonist", "▁xylophonist", "深度学习", "哈哈哈"]
 
@@ -110,13 +112,12 @@ def test_manifest_and_report(expanded: Path) -> None:
 
 @pytest.mark.parametrize("legacy", [True, False, None])
 def test_every_legacy_setting_survives(source: Path, tmp_path: Path, pieces_file: Path, legacy: bool | None) -> None:
-    change_settings(source, legacy=legacy, chat_template="{{ messages }}", model_max_length=77)
+    change_settings(source, legacy=legacy, model_max_length=77)
+    (source / "chat_template.jinja").write_text("{{ messages }}")
     assert run(source, tmp_path / "target", pieces_file) == 0
-    assert (tmp_path / "target" / "tokenizer_config.json").read_bytes() == (
-        source / "tokenizer_config.json"
-    ).read_bytes()
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "target")
-    assert (tokenizer.chat_template, tokenizer.model_max_length) == ("{{ messages }}", 77)
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+        assert (tmp_path / "target" / name).read_bytes() == (source / name).read_bytes()
+    assert AutoTokenizer.from_pretrained(tmp_path / "target").model_max_length == 77
 
 
 def test_same_input_same_bytes(source: Path, tmp_path: Path, pieces_file: Path) -> None:
@@ -195,24 +196,39 @@ def test_only_tokenizer_json_is_refused(
     assert "only sentencepiece tokenizers can be expanded so far" in only_error(capsys)
 
 
-@pytest.mark.parametrize("fault", ["same scores", "no intermediates", "moved ids"])
-def test_a_fault_of_ours_leaves_nothing(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+def swap(field: str) -> Callable[[ModelProto], ModelProto]:
+    """A fault: two old pieces get each other's `field`."""
+
+    def change(model: ModelProto) -> ModelProto:
+        one, two = model.pieces[259], model.pieces[400]
+        old = getattr(one, field)
+        setattr(one, field, getattr(two, field))
+        setattr(two, field, old)
+        return model
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "message"),
+    [
+        ("scores_below", lambda _: lambda lowest, count: [0.0] * count, "differ on"),
+        ("find_intermediates", lambda _: lambda model, pieces: [], "sentencepiece: '人工智能' gives"),
+        ("write_tokenizer", lambda write: lambda s, t, model: write(s, t, swap("piece")(model)), "ids not as planned"),
+        ("write_tokenizer", lambda write: lambda s, t, model: write(s, t, swap("score")(model)), "old text '"),
+    ],
+)
+def test_a_fault_of_ours_is_found_and_leaves_nothing(
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    fault: Callable[[Callable[..., Any]], Callable[..., Any]],
+    message: str,
 ) -> None:
     pieces_file = write_pieces(tmp_path / "pieces.jsonl", [*PIECES, "乙丙", "甲乙", "丙丁"])
-    if fault == "same scores":
-        monkeypatch.setattr("tokenizer_tools.expand.scores_below", lambda lowest, count: [0.0] * count)
-    elif fault == "no intermediates":
-        monkeypatch.setattr(init_tokenizer, "find_intermediates", lambda model, pieces: [])
-    else:
-        write = init_tokenizer.write_tokenizer
-        monkeypatch.setattr(init_tokenizer, "write_tokenizer", lambda s, t, model: write(s, t, swapped(model)))
-    with pytest.raises(RuntimeError, match="the expanded tokenizer is not what it should be"):
+    module = expand if name == "scores_below" else init_tokenizer
+    monkeypatch.setattr(module, name, fault(getattr(module, name)))
+    with pytest.raises(RuntimeError, match=f"the expanded tokenizer is not what it should be: .*{message}"):
         run(source, tmp_path / "target", pieces_file)
     assert {path.name for path in tmp_path.iterdir()} == {"source", "pieces.jsonl"}
-
-
-def swapped(model: schema.ModelProto) -> schema.ModelProto:  # type: ignore[name-defined]
-    """The model with two old pieces in each other's place."""
-    model.pieces[400].piece, model.pieces[401].piece = model.pieces[401].piece, model.pieces[400].piece
-    return model

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import CHINESE, write_jsonl
 from tests.tokenizer_tools.test_init_tokenizer import only_error
-from tokenizer_tools import train_pieces
+from tokenizer_tools import init_tokenizer, train_pieces
 from tokenizer_tools.expand import find_intermediates, load_model
 from tokenizer_tools.mine import best_first, count_made, count_runs, last_merge, learn_model
 
@@ -114,6 +114,20 @@ def test_pieces_of_the_old_tokenizer_are_left_out(corpus: Path, tmp_path: Path, 
     pieces = read(tmp_path / "p.jsonl")
     assert len(pieces) == 20
     assert not pieces.keys() & {entry.piece for entry in load_model(base_tokenizer_dir / "tokenizer.model").pieces}
+
+
+def test_a_second_round_finds_as_many_again(corpus: Path, tmp_path: Path, tiny_tokenizer_dir: Path) -> None:
+    assert run(corpus, tiny_tokenizer_dir, tmp_path / "p.jsonl", "--num_pieces", "120") == 0
+    flags = ["--source_tokenizer_dir", str(tiny_tokenizer_dir), "--expand_tokens_file", str(tmp_path / "p.jsonl")]
+    assert init_tokenizer.main([*flags, "--target_tokenizer_dir", str(tmp_path / "expanded")]) == 0
+    assert run(corpus, tmp_path / "expanded", tmp_path / "q.jsonl", "--num_pieces", "12") == 0
+    assert len(read(tmp_path / "q.jsonl")) == 12
+    assert not read(tmp_path / "q.jsonl").keys() & read(tmp_path / "p.jsonl").keys()
+
+
+def test_characters_are_not_normalised() -> None:
+    runs = count_runs(["\uf900甲" * 5])  # a compatibility ideograph, which NFKC would replace
+    assert count_made(learn_model(runs, 5, 1.0), runs)["\uf900"] == 5
 
 
 def test_categories_filter(corpus: Path, tmp_path: Path, tiny_tokenizer_dir: Path) -> None:
