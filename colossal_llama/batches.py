@@ -65,7 +65,7 @@ class Shape:
 
 
 class BatchReader:
-    """Reads the micro-batches of a step. Rows from `end_row` on are blank: padding without labels, so they teach nothing."""
+    """Reads the micro-batches of a step. Rows from `end_row` on are blank: padding without labels teaches nothing."""
 
     def __init__(self, bins: Bins, shape: Shape, seed: int, row_length: int, pad_id: int, end_row: int) -> None:
         self._bins = bins

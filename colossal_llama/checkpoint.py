@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from colossal_llama.cluster import main_rank_logger, on_main, together
 from colossal_llama.progress import Progress
 from tokenizer_tools.command import UserError
-from tokenizer_tools.outputs import read_json, sync_tree, write_json, write_whole_file
+from tokenizer_tools.outputs import finish_tree, read_json, write_json, write_whole_file
 
 VERSION = 1
 NAME = re.compile(r"epoch-(\d+)_step-(\d+)")
@@ -203,7 +203,7 @@ def _make_empty(directory: Path) -> None:
 
 
 def _replace(aside: Path, target: Path) -> None:
-    sync_tree(aside)
+    finish_tree(aside)
     if target.exists():
         shutil.rmtree(target)
     aside.rename(target)

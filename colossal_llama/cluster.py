@@ -76,13 +76,21 @@ def launch(seed: int) -> Iterator[Cluster]:
     if not on_host:
         get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
     colossalai.launch_from_torch(seed=seed, verbose=False)
+    device = torch.device("cpu") if on_host else get_accelerator().get_current_device()
     try:
-        device = torch.device("cpu") if on_host else get_accelerator().get_current_device()
         yield Cluster(dist.get_rank(), dist.get_world_size(), device)
-    finally:
-        settle()
-        gc.collect()  # Booster's plugins destroy their own groups when they are collected, and need the default one for it
-        dist.destroy_process_group()
+    except UserError:  # raised by all ranks together
+        _leave()
+        raise
+    else:
+        _leave()
+    # After any other error this rank just ends: leaving in good order could wait for ranks that wait for this one.
+
+
+def _leave() -> None:
+    settle()
+    gc.collect()  # Booster's plugins destroy their groups when they are collected, and need the default one for it
+    dist.destroy_process_group()
 
 
 def settle() -> None:
@@ -96,7 +104,7 @@ def settle() -> None:
 
 
 def _quiet() -> None:
-    """Leave out the advice that colossalai and its parts print on every rank of every run: apex, tensornvme, kernels."""
+    """Leave out the advice that colossalai and its parts print on every rank: apex, tensornvme, kernels."""
     warnings.filterwarnings("ignore", category=UserWarning, module="colossalai")
     warnings.filterwarnings("ignore", category=FutureWarning, module="colossalai")
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="colossalai")

@@ -160,11 +160,11 @@ class TrainConfig:
         if self.load_checkpoint is not None and not self.load_checkpoint.is_dir():
             problems.append(f"--load_checkpoint {self.load_checkpoint}: no such directory; name a checkpoint")
         for item in self.eval_dataset:
-            name, _, path = item.partition("=")
-            if not name or not path:
+            name, _, directory = item.partition("=")
+            if not name or not directory:
                 problems.append(f"--eval_dataset {item}: must be NAME=PATH, such as zh=data/zh_arrow")
-            elif not Path(path).is_dir():
-                problems.append(f"--eval_dataset {item}: {path} is no directory; name bucket bins")
+            elif not Path(directory).is_dir():
+                problems.append(f"--eval_dataset {item}: {directory} is no directory; name bucket bins")
         return problems
 
     def _check_plugin(self) -> list[str]:

@@ -112,7 +112,8 @@ def main(config: EvaluateConfig) -> None:
 
 def read_records(paths: list[Path], max_documents: int | None) -> list[Record]:
     """Documents of the files, at most `max_documents` a category. Raises UserError for the first bad line."""
-    records, taken = [], defaultdict(int)
+    records: list[Record] = []
+    taken: dict[str, int] = defaultdict(int)
     for path in paths:
         if not path.exists():
             raise UserError(f"--data {path}: no such file or directory; name jsonl files or directories of them")
@@ -161,7 +162,7 @@ def cut_windows(category: str, input_ids: list[int], loss_start: int, max_length
 
 
 def batches(windows: list[Window], batch_tokens: int) -> Iterator[list[Window]]:
-    """Windows of like length together, so that little is padded; longest first, so that memory fails at once or never."""
+    """Windows of like length together, so that little is padded; longest first: memory runs out at once or never."""
     batch: list[Window] = []
     for window in sorted(windows, key=lambda window: -len(window.input_ids)):
         if batch and (len(batch) + 1) * len(batch[0].input_ids) > batch_tokens:
@@ -191,7 +192,7 @@ def score(model: PreTrainedModel, batch: list[Window]) -> list[Sums]:
 
 
 def token_scores(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """input_ids [rows, length] -> -log p of each next token (fp64) and whether it was the likeliest, [rows, length - 1]."""
+    """input_ids [rows, length] -> -log p of each next token (fp64) and whether it was likeliest, [rows, length - 1]."""
     import torch
 
     with torch.inference_mode():

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from colossal_llama.host import require_line
+from colossal_llama.upstream import require_line
 
 Shards = dict[str, torch.Tensor]
 

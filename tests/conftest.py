@@ -122,9 +122,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_dir:
 
 
 @pytest.fixture(scope="session")
-def tiny_bins_dir(
-    tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_dir: Path, english_texts: list[str]
-) -> Path:
+def tiny_bins_dir(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_dir: Path, english_texts: list[str]) -> Path:
     """Two buckets of rows of 64 tokens in three categories, one of them with masked sources, made by stage 3."""
     from data_tools import prepare_pretrain_dataset
 

@@ -10,6 +10,7 @@ import functools
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -95,6 +96,7 @@ def command(config_class: type[Config]) -> Callable[[Callable[[Config], None]], 
         @functools.wraps(function)
         def program(argv: Sequence[str] | None = None) -> int:
             logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # Slurm's and torchrun's way to press Ctrl-C
             try:
                 function(parse_config(config_class, sys.argv[1:] if argv is None else argv))
             except UserError as error:

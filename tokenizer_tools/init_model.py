@@ -90,8 +90,6 @@ def main(config: InitModelConfig) -> None:
             manifest = _start_model(config, tokenizer, target)
         _add_tokenizer(tokenizer_dir, target, joins)
         write_json(target / MANIFEST, manifest | _tokenizer_manifest(tokenizer_dir))
-        for weights in filter(is_weights, target.iterdir()):
-            weights.chmod(0o644)  # safetensors makes its files private; outputs are for the whole team
     print(f"vocabulary: {manifest['vocab_size']['before']} -> {manifest['vocab_size']['after']}")
     print(f"new rows ({manifest['initialiser']}): {manifest['rows_initialised']}")
     print(f"new rows equal to an earlier new row: {manifest['identical_starting_rows']}")

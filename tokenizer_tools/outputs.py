@@ -21,14 +21,14 @@ def whole_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
     An existing, non-empty `target` is replaced only if `overwrite` is set; it stays readable until the very rename.
     Raises UserError if `target` exists and may not be replaced.
     """
-    target = Path(os.path.abspath(target))
+    target = target.absolute()
     refuse_existing(target, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
         aside.chmod(0o755)  # mkdtemp makes it private; outputs are for the whole team
         yield aside
-        sync_tree(aside)
+        finish_tree(aside)
         _replace_directory(aside, target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -44,19 +44,20 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
 
 def _replace_directory(aside: Path, target: Path) -> None:
     if not target.exists():
-        os.rename(aside, target)
+        aside.rename(target)
     else:
         old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-        os.rename(target, old / target.name)
-        os.rename(aside, target)
+        target.rename(old / target.name)
+        aside.rename(target)
         shutil.rmtree(old)
     _sync(target.parent)
 
 
-def sync_tree(directory: Path) -> None:
-    """Hand every file and folder below `directory` to the disk (fsync)."""
+def finish_tree(directory: Path) -> None:
+    """Hand every file and folder below `directory` to the disk (fsync), readable by the team (safetensors' are not)."""
     for folder, _, names in os.walk(directory):
         for name in names:
+            (Path(folder) / name).chmod(0o644)
             _sync(Path(folder) / name)
         _sync(Path(folder))
 
@@ -76,7 +77,7 @@ def write_whole_file(path: Path, text: str) -> None:
     try:
         aside.write_text(text, encoding="utf-8")
         _sync(aside)
-        os.replace(aside, path)
+        aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 

@@ -23,8 +23,7 @@ TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 # Letters, digits, CJK, full-width forms, an emoji, runs of blanks, a control token spelt as text and a rare character:
 # what segmentations differ in.
 PROBE_TEXT = (
-    "Hello world,  12345 naïve café\n\tdef f(x): return x  "
-    "你好，世界！人工智能的發展 ＡＢＣ 🙂 </s> 龘 www.example.org"
+    "Hello world,  12345 naïve café\n\tdef f(x): return x  你好，世界！人工智能的發展 ＡＢＣ 🙂 </s> 龘 www.example.org"
 )
 
 
