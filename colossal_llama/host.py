@@ -1,11 +1,11 @@
 """The CPU accelerator: what Booster needs to run each of its plugins, unchanged, over gloo.
 
 Installed only where torch finds no accelerator. Each patch names the line of colossalai 0.5.0 that makes it necessary;
-`require_line` looks for that very line and stops with a RuntimeError if it is gone. Paths are relative to the installed `colossalai/`.
+`require_line` looks for that very line and stops with a RuntimeError if it is gone. Paths are relative to the installed
+`colossalai/`.
 
-What stays wrong on a CPU is refused in words by `refuse_on_host`: fp16, whose loss scale only hides that gloo and the
-CPU kernels round it differently from a GPU's tensor cores, and --sp_mode ring_attn, which calls flash-attn's CUDA
-backward directly (shardformer/layer/attn.py:363); the latter already in config.py.
+What a CPU cannot do right is refused in words: fp16 here (its loss scaling is made for a GPU's kernels, and bf16 costs a
+CPU no more), --sp_mode ring_attn in config.py (it calls flash-attn's CUDA backward, shardformer/layer/attn.py:363).
 """
 
 from __future__ import annotations
@@ -201,8 +201,8 @@ def _patch_gloo() -> None:
             output.copy_(part.view_as(output))
         return None
 
-    dist.reduce_scatter = reduce_scatter_of_list
-    dist.all_to_all = all_to_all_of_list
+    dist.reduce_scatter = reduce_scatter_of_list  # type: ignore[assignment]
+    dist.all_to_all = all_to_all_of_list  # type: ignore[assignment]
 
 
 PATCHES = (
