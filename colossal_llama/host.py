@@ -4,8 +4,8 @@ Installed only where torch finds no accelerator. Each patch names the line of co
 `require_line` looks for that very line and stops with a RuntimeError if it is gone. Paths are relative to the installed
 `colossalai/`.
 
-What a CPU cannot do right is refused in words: fp16 here (its loss scaling is made for a GPU's kernels, and bf16 costs a
-CPU no more), --sp_mode ring_attn in config.py (it calls flash-attn's CUDA backward, shardformer/layer/attn.py:363).
+What a CPU cannot do right is refused in words: fp16 here (its loss scaling is made for a GPU's kernels, and bf16 costs
+no more), --sp_mode ring_attn in config.py (it calls flash-attn's CUDA backward, shardformer/layer/attn.py:363).
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ class Command(Protocol):
     def __call__(self, argv: Sequence[str] | None = None) -> int: ...
 
 
+PACKAGES = ("tokenizer_tools", "data_tools", "colossal_llama")
 CONFIG_FILE_SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -95,7 +96,9 @@ def command(config_class: type[Config]) -> Callable[[Callable[[Config], None]], 
     def decorate(function: Callable[[Config], None]) -> Command:
         @functools.wraps(function)
         def program(argv: Sequence[str] | None = None) -> int:
-            logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+            logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+            for package in PACKAGES:  # libraries log at INFO too, and say nothing there that a user needs
+                logging.getLogger(package).setLevel(logging.INFO)
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # Slurm's and torchrun's way to press Ctrl-C
             try:
                 function(parse_config(config_class, sys.argv[1:] if argv is None else argv))

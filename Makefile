@@ -1,0 +1,26 @@
+# Each target makes .venv itself on a fresh checkout. PYTHON=... chooses the interpreter (3.10 to 3.12).
+PYTHON ?=
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: demo test check bench clean
+
+demo: .venv/installed ## the whole story on a CPU: results in runs/demo
+	@bash examples/demo/demo.sh runs/demo
+
+test: .venv/installed ## every test, as CI runs them
+	python -m pytest
+
+check: .venv/installed ## ruff, mypy and the house rules
+	ruff check .
+	ruff format --check .
+	mypy
+	python -m pytest -q tests/test_house.py
+
+bench: .venv/installed ## ratios measured side by side
+	python benchmarks/step_overhead.py
+
+.venv/installed: pyproject.toml constraints.txt scripts/make_venv.sh
+	@PYTHON="$(PYTHON)" sh scripts/make_venv.sh
+
+clean: ## remove what make has made
+	rm -rf .venv runs
