@@ -67,16 +67,19 @@ class Layout:
 @contextmanager
 def launch(seed: int) -> Iterator[Cluster]:
     """Join the process group (torchrun's or Slurm's environment; alone without either) and leave it at the end."""
-    _quiet()
     _fill_environment()
-    on_host = host.install_if_needed()
-    import colossalai
-    from colossalai.accelerator import get_accelerator
+    with _advice_left_out():
+        on_host = host.install_if_needed()
+        from colossalai.accelerator import get_accelerator
 
-    if not on_host:
-        get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
+        if not on_host:
+            get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
+        import colossalai.booster.plugin
+    colossalai.logging.get_dist_logger().set_level("ERROR")
     colossalai.launch_from_torch(seed=seed, verbose=False)
     device = torch.device("cpu") if on_host else get_accelerator().get_current_device()
+    if on_host:
+        main_rank_logger(__name__).info("no accelerator found: running on CPU with gloo")
     try:
         yield Cluster(dist.get_rank(), dist.get_world_size(), device)
     except UserError:  # raised by all ranks together
@@ -103,13 +106,13 @@ def settle() -> None:
         time.sleep(GLOO_SETTLE_SECONDS)
 
 
-def _quiet() -> None:
-    """Leave out the advice that colossalai and its parts print on every rank: apex, tensornvme, kernels."""
-    warnings.filterwarnings("ignore", category=UserWarning, module="colossalai")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="colossalai")
-    warnings.filterwarnings("ignore", category=DeprecationWarning, module="colossalai")
-    for name in ("colossalai", "bitsandbytes", "torch.distributed.nn.jit.instantiator"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+@contextmanager
+def _advice_left_out() -> Iterator[None]:
+    """Import colossalai without its advice about apex, tensornvme and TorchScript, which every rank would print."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda *_, **__: None  # no filter: torch/distributed/optim sets its own to "always"
+        yield
 
 
 def _fill_environment() -> None:

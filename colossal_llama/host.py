@@ -11,7 +11,6 @@ no more), --sp_mode ring_attn in config.py (it calls flash-attn's CUDA backward,
 from __future__ import annotations
 
 import ctypes
-import logging
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -54,7 +53,6 @@ def install_if_needed() -> bool:
             patch()
         _keep_freed_memory()
         _installed = True
-        logging.getLogger(__name__).info("no accelerator found: running on CPU with gloo")
     return True
 
 

@@ -48,7 +48,7 @@ def lr_at(step: int, total_steps: int, warmup_steps: int, peak_lr: float) -> flo
     The peak is reached at step `warmup_steps - 1`, the floor at step `total_steps - 1`; later steps stay at the floor.
     """
     if step < warmup_steps:
-        return peak_lr * (step + 1) / warmup_steps
+        return peak_lr * ((step + 1) / warmup_steps)  # exactly the peak at the end
     decay_steps = max(1, total_steps - 1 - warmup_steps)
     progress = min(1.0, (step - warmup_steps) / decay_steps)
     return peak_lr * (FLOOR_SHARE + (1 - FLOOR_SHARE) * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -21,6 +21,7 @@ train() { torchrun --standalone --nproc_per_node 2 "$TRAIN" --plugin zero2 --max
 evaluate() { python -m colossal_llama.evaluate --model "$1" --data "$RUN/text/heldout.jsonl" --max_length 256 --json > "$2"; }
 generate() { python -m colossal_llama.generate --model "$1" --prompt 北京市的经济 "The following function returns" \
     --max_new_tokens 40 --json > "$2"; }
+compare() { compare_tokenizers "$RUN/text/tokenizer" "$RUN/tokenizer" --data "$RUN/text/heldout.jsonl" --json > "$1"; }
 export OMP_NUM_THREADS=1 # two processes on two cores
 
 stage text python "$HERE/make_text.py" --target_dir "$RUN/text"
@@ -58,8 +59,7 @@ stage training train --pretrained "$RUN/init_model" --load_checkpoint "$RUN/warm
 stage final_evaluation evaluate "$RUN/full/modeling" "$RUN/figures/final.json"
 
 # What has changed.
-stage compare compare_tokenizers "$RUN/text/tokenizer" "$RUN/tokenizer" --data "$RUN/text/heldout.jsonl" --json \
-    > "$RUN/figures/tokenizers.json"
+stage compare compare "$RUN/figures/tokenizers.json"
 stage samples_before generate "$RUN/base/modeling" "$RUN/figures/samples_before.json"
 stage samples_after generate "$RUN/full/modeling" "$RUN/figures/samples_after.json"
 python "$HERE/report.py" --run_dir "$RUN"

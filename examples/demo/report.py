@@ -83,7 +83,7 @@ def summarise(run_dir: Path) -> dict[str, Any]:
 
 
 def tokens_per_second(run_dir: Path, seconds: dict[str, int], evaluations: dict[str, Any]) -> dict[str, float]:
-    """Training: tokens over the time of its steps. Data and evaluation: tokens over the whole command, start included."""
+    """Training: tokens over the time of its steps. The others: tokens over the whole command, its start included."""
     rates = {}
     for stage, run in RUNS.items():
         steps = losses(run_dir, run)

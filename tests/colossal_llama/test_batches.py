@@ -1,0 +1,111 @@
+"""The global row order and how a step's rows are shared, against counting by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from colossal_llama.batch import Batch
+from colossal_llama.batches import BatchReader, RowOrder, Shape
+
+ROWS_PER_BIN = [5, 0, 9, 3]
+ROW_LENGTH, PAD = 6, 0
+
+
+def order_of(epoch: int, seed: int, rows_per_bin: list[int] = ROWS_PER_BIN) -> list[tuple[int, int]]:
+    """(bin, row) of every row of an epoch."""
+    order, total = RowOrder(rows_per_bin, seed), sum(rows_per_bin)
+    return [order.locate(epoch * total + position) for position in range(total)]
+
+
+@given(st.lists(st.integers(0, 20), min_size=1).filter(any), st.integers(0, 9), st.integers(0, 2**32))
+def test_every_row_comes_once_an_epoch_bucket_after_bucket(rows_per_bin: list[int], epoch: int, seed: int) -> None:
+    order = order_of(epoch, seed, rows_per_bin)
+    assert sorted(order) == [(index, row) for index, rows in enumerate(rows_per_bin) for row in range(rows)]
+    assert [index for index, _ in order] == sorted(index for index, _ in order)
+
+
+def test_order_differs_between_epochs_seeds_and_bins_of_one_size() -> None:
+    orders = [tuple(order_of(epoch, seed, [40])) for epoch in range(3) for seed in range(3)]
+    assert len(set(orders)) == len(orders)
+    two = order_of(0, 0, [40, 40])
+    assert [row for _, row in two[:40]] != [row for _, row in two[40:]]
+
+
+def test_order_does_not_depend_on_what_was_asked_before() -> None:
+    order = RowOrder(ROWS_PER_BIN, 3)
+    numbers = [40, 0, 33, 17, 16, 1, 40, 50]
+    assert [order.locate(n) for n in numbers] == [order_of(n // 17, 3)[n % 17] for n in numbers]
+
+
+@given(micro=st.integers(1, 7), accumulation=st.integers(1, 6), dp_size=st.integers(1, 9), first=st.integers(0, 10**9))
+def test_ranks_share_exactly_the_next_rows(micro: int, accumulation: int, dp_size: int, first: int) -> None:
+    shapes = [Shape(micro, accumulation, dp_size, dp_rank) for dp_rank in range(dp_size)]
+    per_rank = [shape.row_numbers(first) for shape in shapes]
+    assert {shape.rows_per_step for shape in shapes} == {micro * accumulation * dp_size}
+    assert {len(numbers) for rank in per_rank for numbers in rank} == {micro}
+    assert {len(rank) for rank in per_rank} == {accumulation}
+    together = sorted(number for rank in per_rank for numbers in rank for number in numbers)
+    assert together == list(range(first, first + micro * accumulation * dp_size))
+
+
+def fake_bins() -> Any:
+    """Bins whose row r of bin b holds r + 2 tokens (at most 6), all 100 * b + r + 1; its first label is masked."""
+
+    def bin_of(index: int, num_rows: int) -> SimpleNamespace:
+        def row(number: int) -> SimpleNamespace:
+            ids = np.full(min(ROW_LENGTH, number + 2), 100 * index + number + 1, dtype=np.int64)
+            return SimpleNamespace(input_ids=ids, labels=np.where(np.arange(len(ids)) == 0, -100, ids))
+
+        return SimpleNamespace(num_rows=num_rows, row=row)
+
+    return SimpleNamespace(bins=[bin_of(index, rows) for index, rows in enumerate(ROWS_PER_BIN)])
+
+
+def steps_of(shape: Shape, first_row: int, end_row: int) -> Iterator[list[Batch]]:
+    """The steps over the fake bins."""
+    return BatchReader(fake_bins(), shape, 7, ROW_LENGTH, PAD, end_row).steps_from(first_row)
+
+
+def rows_of(steps: Iterator[list[Batch]]) -> list[tuple[list[int], list[int]]]:
+    """(ids, labels) row by row."""
+    batches = [batch for step in steps for batch in step]
+    return [pair for batch in batches for pair in zip(batch.input_ids.tolist(), batch.labels.tolist(), strict=True)]
+
+
+def test_rows_are_those_of_the_bins_padded_on_the_right_without_labels() -> None:
+    rows = rows_of(steps_of(Shape(1, 1, 1, 0), 0, 17))
+    expected = []
+    for index, number in order_of(0, 7):
+        length = min(ROW_LENGTH, number + 2)
+        value = 100 * index + number + 1
+        ids = [value] * length + [PAD] * (ROW_LENGTH - length)
+        expected.append((ids, [-100] + [value] * (length - 1) + [-100] * (ROW_LENGTH - length)))
+    assert rows == expected
+    batch = next(steps_of(Shape(2, 1, 1, 0), 0, 17))[0]
+    assert batch.input_ids.shape == (2, ROW_LENGTH)
+    assert batch.input_ids.dtype == batch.labels.dtype == torch.int64
+
+
+@settings(max_examples=40, deadline=None)
+@given(first=st.integers(0, 40), micro=st.integers(1, 4), accumulation=st.integers(1, 3), dp_size=st.integers(1, 3))
+def test_any_first_row_gives_the_tail_and_blank_rows_bear_no_label(
+    first: int, micro: int, accumulation: int, dp_size: int
+) -> None:
+    end_row = 40
+    whole = rows_of(steps_of(Shape(1, 1, 1, 0), 0, end_row))
+    readers = [steps_of(Shape(micro, accumulation, dp_size, rank), first, end_row) for rank in range(dp_size)]
+    rows: list[tuple[list[int], list[int]]] = []
+    for steps in zip(*readers, strict=True):  # every rank has as many steps
+        for micro_batches in zip(*steps, strict=True):
+            rows += rows_of(iter([list(micro_batches)]))
+    assert rows[: end_row - first] == whole[first:]
+    blank = rows[end_row - first :]
+    assert len(blank) == -(end_row - first) % (micro * accumulation * dp_size)
+    assert all(labels == [-100] * ROW_LENGTH and ids == [PAD] * ROW_LENGTH for ids, labels in blank)

@@ -1,0 +1,134 @@
+"""A run that was stopped goes on as if it had not been: the same command line again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.colossal_llama.runs import num_predicted, rows_of, stopped_copy
+from tests.conftest import read_metrics
+
+Train = Callable[..., list[dict[str, Any]]]
+MIDDLE, LAST = 3, 6
+
+LAYOUTS = {
+    "zero2-fp32": {"plugin": "zero2", "mixed_precision": "fp32"},
+    "zero2-bf16": {"plugin": "zero2"},
+    "zero2_cpu-bf16": {"plugin": "zero2_cpu"},
+    "gemini-bf16": {"plugin": "gemini"},
+    "3d-tp2-bf16": {"plugin": "3d", "tp": 2, "zero": 0},
+    "3d-pp2-bf16": {"plugin": "3d", "pp": 2, "zero": 0},
+    "3d-dp2-zero1-bf16": {"plugin": "3d", "zero": 1},
+    "ddp-bf16": {"plugin": "ddp"},
+}
+STEPS = {"micro_batch_size": 2, "max_steps": LAST, "save_interval": MIDDLE}
+
+
+def values_of(steps: list[dict[str, Any]]) -> list[tuple[float, ...]]:
+    """What must be bit-identical."""
+    names = ("step", "loss", "lr", "grad_norm", "num_tokens", "num_tokens_seen", "num_rows_seen", "epoch")
+    return [tuple(step[name] for name in names) for step in steps]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_resumed_run_is_bit_identical(
+    layout: str, train: Train, flags: dict[str, Any], tmp_path: Path
+) -> None:
+    run_flags = {**flags, **STEPS, **LAYOUTS[layout]}
+    whole = train(2, tmp_path / "whole", **run_flags)
+    assert [step["step"] for step in whole] == list(range(1, LAST + 1))
+    stopped = stopped_copy(tmp_path / "whole", tmp_path / "stopped", MIDDLE)
+    resumed = train(2, stopped, **run_flags)
+    assert values_of(resumed) == values_of(whole)
+    # the finished models are the same files
+    for path in (tmp_path / "whole" / "modeling").iterdir():
+        assert path.read_bytes() == (stopped / "modeling" / path.name).read_bytes(), path.name
+    assert len(list((stopped / "tensorboard").glob("events.out.tfevents.*"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "precision", "tolerance"),
+    [(2, 1, "fp32", 1e-5), (1, 2, "bf16", 1e-2)],
+)
+def test_run_goes_on_with_another_number_of_ranks(
+    before: int, after: int, precision: str, tolerance: float, train: Train, flags: dict[str, Any], tmp_path: Path
+) -> None:
+    run_flags = {**flags, **STEPS, "mixed_precision": precision, "micro_batch_size": 4 // before}
+    whole = train(before, tmp_path / "whole", **run_flags)
+    stopped = stopped_copy(tmp_path / "whole", tmp_path / "stopped", MIDDLE)
+    resumed = train(after, stopped, **{**run_flags, "micro_batch_size": 4 // after})
+    exact = ("step", "lr", "num_tokens", "num_tokens_seen", "num_rows_seen")
+    assert [[step[name] for name in exact] for step in resumed] == [[step[name] for name in exact] for step in whole]
+    assert [step["loss"] for step in resumed] == pytest.approx([step["loss"] for step in whole], rel=tolerance)
+
+
+def test_another_batch_size_still_sees_every_row_once(
+    train: Train, flags: dict[str, Any], tiny_bins_dir: Path, tmp_path: Path
+) -> None:
+    whole_flags = {**flags, "micro_batch_size": 20, "save_interval": 2, "warmup_steps": 0}
+    train(1, tmp_path / "whole", **whole_flags)
+    stopped = stopped_copy(tmp_path / "whole", tmp_path / "stopped", 2)
+    resumed = train(2, stopped, **{**whole_flags, "micro_batch_size": 16})
+    rows = rows_of(tiny_bins_dir)
+    assert [step["num_rows_seen"] for step in resumed] == [20, 40, 72, 104, len(rows)]
+    assert resumed[-1]["num_tokens_seen"] == num_predicted(rows)
+
+
+def test_finished_run_started_again_changes_nothing(
+    train: Train, zero2_flags: dict[str, Any], zero2_run: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "again"
+    import shutil
+
+    shutil.copytree(zero2_run, copy)
+    assert train(2, copy, **zero2_flags) == read_metrics(zero2_run)
+    names = sorted(str(path.relative_to(zero2_run)) for path in zero2_run.rglob("*.safetensors"))
+    assert names == sorted(str(path.relative_to(copy)) for path in copy.rglob("*.safetensors"))
+    assert [name for name in names if (zero2_run / name).read_bytes() != (copy / name).read_bytes()] == []
+    assert (copy / "latest").read_text() == (zero2_run / "latest").read_text()
+
+
+def test_whole_checkpoint_of_another_run_goes_on(
+    train: Train, zero2_flags: dict[str, Any], zero2_run: Path, tmp_path: Path
+) -> None:
+    steps = train(2, tmp_path / "run", **zero2_flags, load_checkpoint=zero2_run / "epoch-0_step-4")
+    assert values_of(steps) == values_of(read_metrics(zero2_run))[4:]
+
+
+def test_modeling_folder_gives_its_weights_alone(
+    train: Train, zero2_flags: dict[str, Any], zero2_run: Path, tmp_path: Path
+) -> None:
+    """Row 0 again, with trained weights: the same as training a model directory that holds them."""
+    import shutil
+
+    odd_place = tmp_path / "modeling" / "of modeling"
+    shutil.copytree(zero2_run / "epoch-0_step-4", odd_place)
+    loaded = train(2, tmp_path / "loaded", **{**zero2_flags, "max_steps": 2}, load_checkpoint=odd_place / "modeling")
+    trained = {**zero2_flags, "max_steps": 2, "pretrained": odd_place / "modeling"}
+    assert values_of(loaded) == values_of(train(2, tmp_path / "pretrained", **trained))
+    assert [step["step"] for step in loaded] == [1, 2]
+    assert loaded[0]["loss"] < read_metrics(zero2_run)[0]["loss"]
+
+
+def test_resolved_config_is_written_and_runs_again(
+    ranks: Callable[..., list[Any]], zero2_flags: dict[str, Any], zero2_run: Path, tmp_path: Path
+) -> None:
+    from tests.conftest import run_train
+
+    values = json.loads((zero2_run / "config.json").read_text())
+    assert values["max_steps"] == 8
+    assert values["dataset"] == [str(zero2_flags["dataset"])]
+    copy = tmp_path / "run.json"
+    extra = {"save_dir": str(tmp_path / "run"), "config_file": str(tmp_path / "resolved.json"), "keep_checkpoints": 1}
+    tensorboard_dir = tmp_path / "events"
+    copy.write_text(json.dumps({**values, **extra, "tensorboard_dir": str(tensorboard_dir)}))
+    assert ranks(run_train, 2, [str(copy)]) == [0, 0]
+    assert values_of(read_metrics(tmp_path / "run")) == values_of(read_metrics(zero2_run))
+    assert json.loads((tmp_path / "resolved.json").read_text()) == json.loads(copy.read_text())
+    assert [path.name for path in (tmp_path / "run").glob("epoch-*")] == ["epoch-0_step-8"]
+    assert (tmp_path / "run" / "latest").read_text() == "epoch-0_step-8\n"
+    assert list(tensorboard_dir.glob("events.out.tfevents.*"))
