@@ -98,9 +98,10 @@ def main(config: EvaluateConfig) -> None:
     if config.max_length < 2:
         raise UserError(f"--max_length {config.max_length}: a window needs at least 2 tokens")
     records = read_records(config.data, config.max_documents)
-    from colossal_llama.host import inference_device
+    from colossal_llama.host import inference_device, keep_freed_memory
     from colossal_llama.model import load_model
 
+    keep_freed_memory()
     encoder = TextEncoder(load_tokenizer(config.model))
     model = load_model(config.model, "auto", "sdpa", use_grad_checkpoint=False).to(inference_device()).eval()
     result = evaluate(model, encoder, records, config.max_length, config.batch_tokens)

@@ -16,13 +16,12 @@ stage() {
     "$@" || { echo "error: stage $name failed; see the lines above" >&2; exit 1; }
     printf '%s\t%s\n' "$name" $((SECONDS - started)) >> "$RUN/seconds.tsv"
 }
-train() { torchrun --standalone --nproc_per_node 2 "$TRAIN" --plugin zero2 --max_length 256 --micro_batch_size 4 \
+train() { OMP_NUM_THREADS=1 torchrun --standalone --nproc_per_node 2 "$TRAIN" --plugin zero2 --max_length 256 --micro_batch_size 4 \
     --weight_decay 0.1 --save_interval 100000 "$@"; }
 evaluate() { python -m colossal_llama.evaluate --model "$1" --data "$RUN/text/heldout.jsonl" --max_length 256 --json > "$2"; }
 generate() { python -m colossal_llama.generate --model "$1" --prompt 北京市的经济 "The following function returns" \
     --max_new_tokens 40 --json > "$2"; }
 compare() { compare_tokenizers "$RUN/text/tokenizer" "$RUN/tokenizer" --data "$RUN/text/heldout.jsonl" --json > "$1"; }
-export OMP_NUM_THREADS=1 # two processes on two cores
 
 stage text python "$HERE/make_text.py" --target_dir "$RUN/text"
 
