@@ -118,10 +118,10 @@ def find_start(config: TrainConfig) -> Start:
     Then --load_checkpoint: a whole checkpoint goes on, any other model directory gives its weights alone. Then
     --pretrained. Raises UserError if --save_dir holds something that is not a run.
     """
-    if config.overwrite:
-        shutil.rmtree(config.save_dir, ignore_errors=True)
     if config.save_dir.is_dir() and any(config.save_dir.iterdir()) and not _run_config(config).is_file():
         raise UserError(f"--save_dir {config.save_dir}: is not empty and holds no run; choose another directory")
+    if config.overwrite and config.save_dir.is_dir():
+        shutil.rmtree(config.save_dir)
     checkpoint = latest_checkpoint(config.save_dir)
     given = config.load_checkpoint
     if checkpoint is None and given is not None and (given / "running_states.json").is_file():

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from colossal_llama.cluster import main_rank_logger, on_main, together
 from colossal_llama.progress import Progress
 from tokenizer_tools.command import UserError
-from tokenizer_tools.outputs import finish_tree, read_json, write_json, write_whole_file
+from tokenizer_tools.outputs import finish_tree, full_disk_named, read_json, write_json, write_whole_file
 
 VERSION = 1
 NAME = re.compile(r"epoch-(\d+)_step-(\d+)")
@@ -115,14 +116,23 @@ class CheckpointWriter:
         return target
 
     def _write_model(self, directory: Path) -> None:
-        together(lambda: self._booster.save_model(self._model, str(directory), shard=True, use_safetensors=True))
+        self._together(lambda: self._booster.save_model(self._model, str(directory), shard=True, use_safetensors=True))
         on_main(lambda: self._tokenizer.save_pretrained(directory))
+
+    def _together(self, write: Callable[[], None]) -> None:
+        """All ranks write, or raise together; a full disk is the user's to know of, in one line."""
+
+        def named() -> None:
+            with full_disk_named(self._save_dir):
+                write()
+
+        together(named)
 
     def _write_parts(self, aside: Path) -> None:
         self._write_model(aside / MODELING)
         optimizer_dir = aside / "optimizer"
-        together(lambda: self._booster.save_optimizer(self._optimizer, str(optimizer_dir), shard=True))
-        together(lambda: _save_masters(self._model, self._optimizer, aside / "masters"))
+        self._together(lambda: self._booster.save_optimizer(self._optimizer, str(optimizer_dir), shard=True))
+        self._together(lambda: _save_masters(self._model, self._optimizer, aside / "masters"))
 
     def _finish(self, aside: Path, target: Path, progress: Progress, schedule: dict[str, Any]) -> None:
         write_json(aside / "lr_scheduler", schedule)
@@ -140,7 +150,8 @@ class CheckpointWriter:
         write_whole_file(self._save_dir / LATEST, target.name + "\n")
         if self._keep:
             for old in complete_checkpoints(self._save_dir)[: -self._keep]:
-                shutil.rmtree(old)
+                if old != target:  # a later one may lie there, complete, whose run was killed before it became `latest`
+                    shutil.rmtree(old)
 
 
 def load_optimizer(checkpoint: Checkpoint, booster: Any, model: Any, optimizer: Any) -> None:

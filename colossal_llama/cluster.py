@@ -68,6 +68,7 @@ class Layout:
 def launch(seed: int) -> Iterator[Cluster]:
     """Join the process group (torchrun's or Slurm's environment; alone without either) and leave it at the end."""
     _fill_environment()
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # Booster reads its optimizer files as pickles that may run code
     with _advice_left_out():
         on_host = host.install_if_needed()
         from colossalai.accelerator import get_accelerator

@@ -165,6 +165,14 @@ class TrainConfig:
                 problems.append(f"--eval_dataset {item}: must be NAME=PATH, such as zh=data/zh_arrow")
             elif not Path(directory).is_dir():
                 problems.append(f"--eval_dataset {item}: {directory} is no directory; name bucket bins")
+        if self.overwrite:
+            inputs = [self.pretrained, *self.dataset, *self.eval_sets.values()]
+            inputs += [] if self.load_checkpoint is None else [self.load_checkpoint]
+            problems += [
+                f"--overwrite would delete {path} with --save_dir {self.save_dir}; choose another --save_dir"
+                for path in inputs
+                if path.resolve().is_relative_to(self.save_dir.resolve())
+            ]
         return problems
 
     def _check_plugin(self) -> list[str]:

@@ -63,7 +63,8 @@ def generate(config: GenerateConfig) -> list[str]:
     tokenizer = load_tokenizer(config.model)
     encoder = TextEncoder(tokenizer)
     model = load_model(config.model, "auto", "sdpa", use_grad_checkpoint=False).to(inference_device()).eval()
-    sampling = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p}
+    # top_k: left out, transformers would keep only the 50 likeliest
+    sampling = {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0}
     continuations = []
     for ids in encoder.encode_batch(config.prompt):
         prompt_ids = torch.tensor([encoder.prefix_ids + ids], device=model.device)

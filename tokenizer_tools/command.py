@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import simple_parsing
@@ -65,6 +66,8 @@ def _flags_of_file(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; name an existing .yaml or .json file of flags") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8 text") from None
     values = _parse_mapping(path, text)
     flags: list[str] = []
     for name, value in values.items():
@@ -99,13 +102,14 @@ def command(config_class: type[Config]) -> Callable[[Callable[[Config], None]], 
             logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
             for package in PACKAGES:  # libraries log at INFO too, and say nothing there that a user needs
                 logging.getLogger(package).setLevel(logging.INFO)
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # Slurm's and torchrun's way to press Ctrl-C
+            signal.signal(signal.SIGTERM, _interrupt)  # Slurm's and torchrun's way to press Ctrl-C
             try:
                 function(parse_config(config_class, sys.argv[1:] if argv is None else argv))
+                _flush_output()
             except UserError as error:
                 return _fail(str(error), 2)
             except BrokenPipeError:  # the reader of our output left, `| head` for one
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                _drop_output()
                 return 0
             except OSError as error:  # no space, no permission, no such file: the user's machine, not our code
                 if error.filename is None and error.strerror is None:
@@ -118,6 +122,25 @@ def command(config_class: type[Config]) -> Callable[[Callable[[Config], None]], 
         return program
 
     return decorate
+
+
+def _interrupt(signal_number: int, frame: FrameType | None) -> NoReturn:
+    """Ctrl-C, but once: a scheduler may repeat SIGTERM, and the second must not cut off the tidying up."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _flush_output() -> None:
+    """Hear here, not at the interpreter's very end (exit code 120), what a closed pipe or a full disk refuses."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+        raise
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, exit_code: int) -> int:

@@ -13,6 +13,8 @@ from typing import Any
 
 from tokenizer_tools.command import UserError
 
+FULL_DISK_BYTES = 2**20
+
 
 @contextmanager
 def whole_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
@@ -21,41 +23,64 @@ def whole_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
     An existing, non-empty `target` is replaced only if `overwrite` is set; it stays readable until the very rename.
     Raises UserError if `target` exists and may not be replaced.
     """
-    target = target.absolute()
+    target = target.resolve()  # behind a link to a larger disk the output belongs on that disk
     refuse_existing(target, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
-        aside.chmod(0o755)  # mkdtemp makes it private; outputs are for the whole team
         yield aside
         finish_tree(aside)
-        _replace_directory(aside, target)
+        _replace_directory(aside, target, overwrite)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+@contextmanager
+def full_disk_named(directory: Path) -> Iterator[None]:
+    """Turn any error of the block into a UserError if it comes from a full disk: safetensors and torch hide it."""
+    try:
+        yield
+    except (UserError, OSError):  # an OSError says what it is
+        raise
+    except Exception as error:
+        if "No space left" in str(error) or shutil.disk_usage(directory).free < FULL_DISK_BYTES:
+            disk = directory.parent.absolute()
+            raise UserError(f"{disk}: no space left on this disk; free some or choose another one") from error
+        raise
+
+
 def refuse_existing(target: Path, overwrite: bool) -> None:
-    """Raise UserError if `target` is a file, or a non-empty directory that `overwrite` does not give away."""
+    """Raise UserError if `target` is no directory, or one that is not empty and that `overwrite` does not give away."""
     if target.exists() and not target.is_dir():
         raise UserError(f"{target}: is a file, but the output is a directory; choose another name")
     if not overwrite and target.is_dir() and any(target.iterdir()):
         raise UserError(f"{target}: exists and is not empty; add --overwrite to replace it or choose another name")
+    if target.is_mount():
+        raise UserError(f"{target}: is a mount point, which cannot be replaced whole; name a directory inside it")
 
 
-def _replace_directory(aside: Path, target: Path) -> None:
-    if not target.exists():
-        aside.rename(target)
-    else:
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-        target.rename(old / target.name)
-        aside.rename(target)
+def _replace_directory(aside: Path, target: Path, overwrite: bool) -> None:
+    if overwrite and target.exists():
+        old = aside.with_suffix(".old")
+        target.rename(old)
+        try:
+            aside.rename(target)
+        except BaseException:
+            old.rename(target)
+            raise
         shutil.rmtree(old)
+    else:
+        aside.rename(target)  # takes the place of an empty directory; fails if another run has filled it by now
     _sync(target.parent)
 
 
 def finish_tree(directory: Path) -> None:
-    """Hand every file and folder below `directory` to the disk (fsync), readable by the team (safetensors' are not)."""
+    """Hand every file and folder of `directory` to the disk (fsync), readable by the team.
+
+    Left alone, folders of mkdtemp and files of safetensors are their owner's only.
+    """
     for folder, _, names in os.walk(directory):
+        Path(folder).chmod(0o755)
         for name in names:
             (Path(folder) / name).chmod(0o644)
             _sync(Path(folder) / name)
@@ -78,6 +103,7 @@ def write_whole_file(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
         _sync(aside)
         aside.replace(path)
+        _sync(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 

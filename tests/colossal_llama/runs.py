@@ -53,7 +53,9 @@ def stopped_copy(run: Path, copy: Path, step: int) -> Path:
 
 def weights_of(model_dir: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a safetensors directory."""
-    return {name: tensor for path in sorted(model_dir.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+    return {
+        name: tensor for path in sorted(model_dir.glob("*.safetensors")) for name, tensor in load_file(path).items()
+    }
 
 
 def rows_of(*bucket_dirs: Path) -> list[tuple[list[int], list[int]]]:

@@ -208,3 +208,17 @@ def test_help_names_every_flag_without_importing_torch(needed: list[str]) -> Non
     assert done.stdout.splitlines()[-1] == "heavy: []"
     flags = parse_config(TrainConfig, needed).as_json()
     assert [name for name in flags if f"--{name}" not in done.stdout] == []
+
+
+@pytest.mark.parametrize("flag", ["--pretrained", "--dataset", "--load_checkpoint", "--eval_dataset"])
+def test_overwrite_never_deletes_its_own_input(
+    flag: str, needed: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inside = tmp_path / "runs" / "a" / "modeling"
+    inside.mkdir(parents=True)
+    value = f"x={inside}" if flag == "--eval_dataset" else str(inside)
+    argv = [*needed, "--save_dir", str(tmp_path / "runs" / "b" / ".." / "a"), "--overwrite"]
+    argv[1:2] = [value] if flag == "--pretrained" else argv[1:2]
+    assert train.main(argv if flag == "--pretrained" else [*argv, flag, value]) == 2
+    assert f"--overwrite would delete {inside}" in capsys.readouterr().err
+    parse_config(TrainConfig, [*needed, "--save_dir", str(inside), "--overwrite"]).check()

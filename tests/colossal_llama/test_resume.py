@@ -35,9 +35,7 @@ def values_of(steps: list[dict[str, Any]]) -> list[tuple[float, ...]]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_resumed_run_is_bit_identical(
-    layout: str, train: Train, flags: dict[str, Any], tmp_path: Path
-) -> None:
+def test_resumed_run_is_bit_identical(layout: str, train: Train, flags: dict[str, Any], tmp_path: Path) -> None:
     run_flags = {**flags, **STEPS, **LAYOUTS[layout]}
     whole = train(2, tmp_path / "whole", **run_flags)
     assert [step["step"] for step in whole] == list(range(1, LAST + 1))

@@ -23,7 +23,9 @@ TP2_FP32 = {"plugin": "3d", "tp": 2, "zero": 0, "mixed_precision": "fp32"}
 @pytest.fixture(scope="module")
 def whole_batch(train: Train, flags: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """Losses of four rows at once on one rank."""
-    steps = train(1, tmp_path_factory.mktemp("whole") / "run", **flags | ZERO2_FP32, micro_batch_size=4, max_steps=STEPS)
+    steps = train(
+        1, tmp_path_factory.mktemp("whole") / "run", **flags | ZERO2_FP32, micro_batch_size=4, max_steps=STEPS
+    )
     return [step["loss"] for step in steps]
 
 
