@@ -28,8 +28,9 @@ def whole_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
-        yield aside
-        finish_tree(aside)
+        with full_disk_named(aside):
+            yield aside
+            finish_tree(aside)
         _replace_directory(aside, target, overwrite)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
