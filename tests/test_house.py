@@ -457,7 +457,7 @@ def anchors(text: str) -> set[str]:
 
 
 def named_files_exist(tree: Tree) -> Iterator[str]:
-    for source in documents(tree):
+    for source in [*documents(tree), *(source for source in tree.sources if source.path.endswith((".sh", "Makefile")))]:
         for number, line in enumerate(source.text.splitlines(), start=1):
             for match in NAMED_FILE.finditer(line):
                 if match[0] not in tree.paths:
@@ -709,6 +709,7 @@ FIRES: Sequence[tuple[Rule, str | dict[str, str], str, list[str]]] = [
     (links_lead_somewhere, "docs/a.md", "# A B, c\n[x](b.md)\n[y](#a-b-c) [z](#other)", ["docs/a.md:2", "docs/a.md:3"]),
     (links_lead_somewhere, "README.md", '![x](docs/x.png "t") <img src="y.png">', ["README.md:1", "README.md:1"]),
     (named_files_exist, "README.md", "`data_tools/gone.py`", ["README.md:1"]),
+    (named_files_exist, "Makefile", "bench:\n\tpython benchmarks/gone.py", ["Makefile:2"]),
     (said_flags_exist, TRAIN | {"README.md": "torchrun --standalone train.py \\\n --lr 1 --gone"}, "", ["README.md:2"]),
     (said_flags_exist, TRAIN | {"docs/a.md": "as `--nix` says"}, "", ["docs/a.md:1"]),
     (said_flags_exist, TRAIN | {"train.example.sh": "A=(\n --lr 1 # peak\n --nix 2\n)"}, "", ["train.example.sh:3"]),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +29,22 @@ def outcome(argv: list[str]) -> tuple[int, str]:
     return code, "\n".join(line for line in heard.getvalue().splitlines() if line.startswith("error:"))
 
 
-def outcomes(argvs: list[list[str]]) -> list[tuple[int, str]]:
-    """One after another in this process."""
-    return [outcome(argv) for argv in argvs]
+def outcomes(argvs: list[list[str]], ports: list[int]) -> list[tuple[int, str]]:
+    """One after another in this process. Each has its own port: a slow rank may still serve the one before."""
+    results = []
+    for argv, port in zip(argvs, ports, strict=True):
+        os.environ["MASTER_PORT"] = str(port)
+        results.append(outcome(argv))
+    return results
+
+
+def free_ports(count: int) -> list[int]:
+    """So many ports that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def stopped_copy(run: Path, copy: Path, step: int) -> Path:

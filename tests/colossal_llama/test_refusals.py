@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from data_tools.manifest import MANIFEST_NAME
-from tests.colossal_llama.runs import outcomes, weights_of
+from tests.colossal_llama.runs import free_ports, outcomes, weights_of
 from tests.conftest import argv_of, read_metrics
 
 Ranks = Callable[..., list[Any]]
@@ -27,7 +27,8 @@ def listing(directory: Path) -> list[tuple[str, int, int]]:
 
 def check_refused(ranks: Ranks, world_size: int, flags: dict[str, Any], cases: dict[str, Case]) -> None:
     """Run every case; the ranks end in the same way and rank 0 alone says why."""
-    results = ranks(outcomes, world_size, [argv_of(**{**flags, **more}) for more, _ in cases.values()])
+    argvs = [argv_of(**{**flags, **more}) for more, _ in cases.values()]
+    results = ranks(outcomes, world_size, argvs, free_ports(len(argvs)))
     assert [[code for code, _ in rank] for rank in results] == [[2] * len(cases)] * world_size
     assert all(line == "" for rank in results[1:] for _, line in rank)
     for (_, line), (name, (_, words)) in zip(results[0], cases.items(), strict=True):

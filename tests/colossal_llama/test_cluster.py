@@ -1,0 +1,106 @@
+"""The ranks: launched by whom it may be, raising together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from colossal_llama.cluster import all_reduce_sum, launch, on_main, together
+from tests.colossal_llama.runs import free_ports
+from tokenizer_tools.command import UserError
+
+Ranks = Callable[..., list[Any]]
+
+
+def raised(action: Callable[[], Any]) -> str:
+    """What `action` gives, or raises."""
+    try:
+        return f"{action()}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def what_each_rank_hears() -> dict[str, str]:
+    """Every way in which one rank of three can fail, and what comes of it on this rank."""
+
+    def fail_on(rank: int, error: Exception) -> Callable[[], int]:
+        def action() -> int:
+            if dist.get_rank() == rank:
+                raise error
+            return 10 * dist.get_rank()
+
+        return action
+
+    with launch(0) as cluster:
+        assert (cluster.rank, cluster.world_size) == (dist.get_rank(), 3)
+        assert cluster.is_main == (dist.get_rank() == 0)
+        return {
+            "well": raised(lambda: together(lambda: 10 * dist.get_rank())),
+            "user": raised(lambda: together(fail_on(1, UserError("no such bin")))),
+            "disk": raised(lambda: together(fail_on(2, FileNotFoundError(2, "gone", "x.arrow")))),
+            "ours": raised(lambda: together(fail_on(1, KeyError("k")))),
+            "main": raised(lambda: on_main(lambda: f"from {dist.get_rank()}")),
+            "main fails": raised(lambda: on_main(fail_on(0, UserError("no checkpoint")))),
+            "main breaks": raised(lambda: on_main(fail_on(0, ZeroDivisionError("oh")))),
+            "sum": raised(lambda: all_reduce_sum(torch.tensor(cluster.rank + 1.0)).item()),
+        }
+
+
+def test_all_ranks_raise_together(ranks: Ranks) -> None:
+    heard = ranks(what_each_rank_hears, 3)
+    assert [rank["well"] for rank in heard] == ["0", "10", "20"]
+    assert {rank["user"] for rank in heard} == {"UserError: no such bin"}
+    assert {rank["disk"].partition(":")[0] for rank in heard} == {"UserError"}
+    assert all("x.arrow" in rank["disk"] for rank in heard)
+    assert [rank["ours"] for rank in heard] == [
+        "RuntimeError: rank 1 failed: 'k'",
+        "KeyError: 'k'",
+        "RuntimeError: rank 1 failed: 'k'",
+    ]
+    assert {rank["main"] for rank in heard} == {"from 0"}
+    assert {rank["main fails"] for rank in heard} == {"UserError: no checkpoint"}
+    assert [rank["main breaks"].partition(":")[0] for rank in heard] == ["ZeroDivisionError", *["RuntimeError"] * 2]
+    assert {rank["sum"] for rank in heard} == {"6.0"}
+
+
+def launched_by_srun(port: int, master_addr: str | None) -> tuple[str, str]:
+    """Join under Slurm's variables instead of torchrun's."""
+    rank = os.environ["RANK"]
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+    os.environ.update(SLURM_NTASKS="2", SLURM_PROCID=rank, SLURM_LOCALID=rank, MASTER_PORT=str(port))
+    if master_addr is not None:
+        os.environ["MASTER_ADDR"] = master_addr
+
+    def join() -> str:
+        with launch(0) as cluster:
+            return f"{cluster.rank} of {cluster.world_size}"
+
+    return rank, raised(join)
+
+
+def test_srun_needs_no_torchrun(ranks: Ranks) -> None:
+    (port,) = free_ports(1)
+    assert ranks(launched_by_srun, 2, port, "127.0.0.1") == [("0", "0 of 2"), ("1", "1 of 2")]
+    for _, message in ranks(launched_by_srun, 2, port, None):
+        assert message.startswith("UserError: MASTER_ADDR is not set")
+
+
+def alone() -> tuple[int, int, str]:
+    """Join with no launcher at all."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_NTASKS"):
+        os.environ.pop(name, None)
+    with launch(0) as cluster:
+        result = cluster.rank, cluster.world_size, dist.get_backend()
+    with pytest.raises(ValueError, match="process group"):
+        dist.get_rank()
+    return result
+
+
+def test_one_process_needs_no_launcher(ranks: Ranks) -> None:
+    assert ranks(alone, 1) == [(0, 1, "gloo")]

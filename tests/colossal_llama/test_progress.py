@@ -1,0 +1,44 @@
+"""Where a run stands, as JSON and back, and when it may go on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from colossal_llama.progress import Progress
+from tokenizer_tools.command import UserError
+
+STOPPED = Progress(12, 1, 96, 5000, 42, "d" * 64, "t" * 64, "all")
+
+
+def test_json_and_back() -> None:
+    assert Progress.from_json(json.loads(json.dumps(STOPPED.as_json()))) == STOPPED
+
+
+@pytest.mark.parametrize("change", [{"more": 1}, {"step": None}])
+def test_other_names_are_refused(change: dict[str, int | None]) -> None:
+    values = {name: value for name, value in {**STOPPED.as_json(), **change}.items() if value is not None}
+    with pytest.raises(UserError, match=r"running_states\.json: holds \[.*\], expected \[.*another version\?"):
+        Progress.from_json(values)
+
+
+def test_same_plan_goes_on_wherever_it_stands() -> None:
+    STOPPED.check_continues(replace(STOPPED, step=0, epoch=0, num_rows_seen=0, num_tokens_seen=0))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 43}, "another --seed (seed 42, now 43); keep --seed"),
+        ({"data_fingerprint": "e" * 64}, "another --dataset (data_fingerprint dddddddddddddddd, now eeeeeeeeeeeeeeee)"),
+        ({"tokenizer_fingerprint": "u" * 64}, "another the tokenizer (tokenizer_fingerprint"),
+        ({"trained": "embeds"}, "another --freeze_non_embeds_params (trained all, now embeds)"),
+    ],
+)
+def test_another_plan_is_refused_with_the_way_out(change: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        STOPPED.check_continues(replace(STOPPED, **change))  # type: ignore[arg-type]  # fields of several types
+    assert words in str(caught.value)
+    assert "`modeling` folder to --load_checkpoint with a new --save_dir" in str(caught.value)
