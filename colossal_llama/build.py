@@ -120,9 +120,7 @@ def find_start(config: TrainConfig) -> Start:
     """
     if config.save_dir.is_dir() and any(config.save_dir.iterdir()) and not _run_config(config).is_file():
         raise UserError(f"--save_dir {config.save_dir}: is not empty and holds no run; choose another directory")
-    if config.overwrite and config.save_dir.is_dir():
-        shutil.rmtree(config.save_dir)
-    checkpoint = latest_checkpoint(config.save_dir)
+    checkpoint = None if config.overwrite else latest_checkpoint(config.save_dir)
     given = config.load_checkpoint
     if checkpoint is None and given is not None and (given / "running_states.json").is_file():
         checkpoint = open_checkpoint(given)
@@ -136,6 +134,9 @@ def _run_config(config: TrainConfig) -> Path:
 
 
 def _open_save_dir(config: TrainConfig) -> None:
+    """The last thing before the first step: with --overwrite the old run goes only now that the new one can begin."""
+    if config.overwrite and config.save_dir.is_dir():
+        shutil.rmtree(config.save_dir)
     write_json(_run_config(config), config.as_json())
     if config.config_file is not None:
         write_json(config.config_file, config.as_json())

@@ -28,13 +28,14 @@ def load_model(
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report, with the names that the exception would not give
         )
     except Exception as error:  # transformers and safetensors raise whatever they meet in a broken file
         raise UserError(
             f"{directory}: not a readable model ({error}); name a complete safetensors directory"
         ) from error
     if report["missing_keys"] or report["mismatched_keys"]:
-        names = sorted(report["missing_keys"]) or [key[0] for key in report["mismatched_keys"]]
+        names = sorted(report["missing_keys"]) or sorted(report["mismatched_keys"])
         raise UserError(
             f"{directory}: weights of {', '.join(names[:3])} are missing or of the wrong shape; copy it anew"
         )

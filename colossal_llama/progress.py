@@ -45,7 +45,7 @@ class Progress:
         reasons = {
             "seed": "--seed",
             "data_fingerprint": "--dataset",
-            "tokenizer_fingerprint": "the tokenizer",
+            "tokenizer_fingerprint": "tokenizer",
             "trained": "--freeze_non_embeds_params",
         }
         for name, flag in reasons.items():
@@ -53,6 +53,6 @@ class Progress:
             if before != now:
                 raise UserError(
                     f"the checkpoint was made with another {flag} ({name} {str(before)[:16]}, now {str(now)[:16]}); "
-                    f"keep {flag} to go on, or pass the checkpoint's `modeling` folder to --load_checkpoint "
+                    f"keep the same {flag} to go on, or pass the checkpoint's `modeling` folder to --load_checkpoint "
                     f"with a new --save_dir to start anew from its weights"
                 )

@@ -31,9 +31,9 @@ def test_same_plan_goes_on_wherever_it_stands() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"seed": 43}, "another --seed (seed 42, now 43); keep --seed"),
+        ({"seed": 43}, "another --seed (seed 42, now 43); keep the same --seed"),
         ({"data_fingerprint": "e" * 64}, "another --dataset (data_fingerprint dddddddddddddddd, now eeeeeeeeeeeeeeee)"),
-        ({"tokenizer_fingerprint": "u" * 64}, "another the tokenizer (tokenizer_fingerprint"),
+        ({"tokenizer_fingerprint": "u" * 64}, "another tokenizer (tokenizer_fingerprint"),
         ({"trained": "embeds"}, "another --freeze_non_embeds_params (trained all, now embeds)"),
     ],
 )

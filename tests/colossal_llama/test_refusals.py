@@ -93,8 +93,8 @@ def test_resuming_as_another_run_is_refused_and_touches_nothing(
     before = listing(zero2_run)
     checkpoint = zero2_run / "epoch-0_step-4"
     cases: dict[str, Case] = {
-        "seed": ({"seed": 43}, ["another --seed (seed 42, now 43)", "keep --seed", "`modeling` folder"]),
-        "data": ({"dataset": tiny_bins_dir / "part-00000"}, ["another --dataset", "keep --dataset"]),
+        "seed": ({"seed": 43}, ["another --seed (seed 42, now 43)", "keep the same --seed", "`modeling` folder"]),
+        "data": ({"dataset": tiny_bins_dir / "part-00000"}, ["another --dataset", "keep the same --dataset"]),
         "freeze": (
             {"freeze_non_embeds_params": True},
             ["another --freeze_non_embeds_params (trained all, now embeds)"],
@@ -147,11 +147,19 @@ def test_damaged_checkpoints_are_refused_in_words(
 
 
 def test_overwrite_starts_anew(
-    train: Callable[..., list[dict[str, Any]]], zero2_flags: dict[str, Any], zero2_run: Path, tmp_path: Path
+    ranks: Ranks,
+    train: Callable[..., list[dict[str, Any]]],
+    zero2_flags: dict[str, Any],
+    zero2_run: Path,
+    tmp_path: Path,
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(zero2_run, copy)
-    steps = train(1, copy, **{**zero2_flags, "max_steps": 1, "seed": 43}, overwrite=True)
+    anew = {**zero2_flags, "max_steps": 1, "seed": 43, "overwrite": True}
+    before = listing(copy)
+    check_refused(ranks, 1, {**anew, "save_dir": copy}, {"warmup": ({}, ["--warmup_steps 2", "only 1 steps"])})
+    assert listing(copy) == before, "the old run goes only when the new one can begin"
+    steps = train(1, copy, **{**anew, "warmup_steps": 1})
     assert [step["step"] for step in steps] == [1]
     assert steps[0]["loss"] != read_metrics(zero2_run)[0]["loss"]
     assert [path.name for path in copy.glob("epoch-*")] == ["epoch-0_step-1"]
