@@ -12,8 +12,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizer_tools.command import command
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaForCausalLM
 
 VOCAB_SIZE, HIDDEN_SIZE, LAYERS, ROWS, LENGTH, LR = 8000, 256, 8, 4, 512, 1e-4
 
@@ -58,7 +63,7 @@ def seconds_of(step: Callable[[], None], steps: int) -> float:
     return time.perf_counter() - start
 
 
-def new_model():  # type: ignore[no-untyped-def]
+def new_model() -> LlamaForCausalLM:
     """A Llama of about 10 million parameters in bf16."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -98,10 +103,9 @@ def bare_step() -> Callable[[], None]:
     return step
 
 
-def zero2_step(device) -> Callable[[], None]:  # type: ignore[no-untyped-def]
+def zero2_step(device: torch.device) -> Callable[[], None]:
     """The same through plugins, optim and step."""
     import torch
-    from colossalai.booster import Booster
 
     from colossal_llama import optim, plugins
     from colossal_llama.batch import Batch
@@ -112,8 +116,8 @@ def zero2_step(device) -> Callable[[], None]:  # type: ignore[no-untyped-def]
     config = TrainConfig(pretrained=Path(), dataset=[], plugin="zero2")
     model = new_model()
     plugin = plugins.make_plugin(config, num_parameters(model), HIDDEN_SIZE)
-    booster = Booster(plugin=plugin)
-    boosted, optimizer, *_ = booster.boost(model, optim.make_optimizer(model, LR, 0.1, for_gemini=False))
+    optimizer = optim.make_optimizer(model, LR, 0.1, for_gemini=False)
+    booster, boosted, optimizer = plugins.boost(plugin, model, optimizer)
     stepper = Stepper(booster, boosted, optimizer, plugins.layout_of(plugin), device, 1.0, autocast_bf16=False)
     ids = torch.randint(VOCAB_SIZE, (ROWS, LENGTH))
 

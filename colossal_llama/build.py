@@ -9,9 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from colossalai.booster import Booster
-
-from colossal_llama import mends, model, optim, plugins
+from colossal_llama import model, optim, plugins
 from colossal_llama.batches import BatchReader, Shape
 from colossal_llama.checkpoint import Checkpoint, CheckpointWriter, latest_checkpoint, load_optimizer, open_checkpoint
 from colossal_llama.cluster import Cluster, main_rank_logger, on_main, together
@@ -183,9 +181,7 @@ def boost(config: TrainConfig, cluster: Cluster, start: Start, row_length: int) 
     if config.plugin == "ddp":
         base = base.to(cluster.device)
     optimizer = optim.make_optimizer(base, config.lr, config.weight_decay, config.plugin.startswith("gemini"))
-    booster = Booster(plugin=plugin)
-    boosted, optimizer, *_ = booster.boost(base, optimizer)
-    mends.keep_rotary_frequencies_fp32(boosted)
+    booster, boosted, optimizer = plugins.boost(plugin, base, optimizer)
     if start.checkpoint is not None:
         load_optimizer(start.checkpoint, booster, boosted, optimizer)
     return Stepper(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.25, "fp16": 0.05}
-"""Largest difference of a logit after a change of number format; without a change the logits must be equal."""
+"""Largest difference of a logit that computing in a format may make; without a change the logits must be equal."""
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,9 @@ def load_model(
             f"{directory}: weights of {', '.join(names[:3])} are missing or of the wrong shape; copy it anew"
         )
     model.config.use_cache = False
+    # Booster saves the config as it is (checkpoint_io/utils.py:543); with this mark in it, transformers takes the
+    # saved model's attention for chosen by hand and loads it with the slow "eager" one
+    model.config._attn_implementation_autoset = False
     if use_grad_checkpoint:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()

@@ -6,11 +6,14 @@ With model.py, host.py and mends.py the only places that know what colossalai 0.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from colossalai.booster import Booster
 from colossalai.booster.plugin import GeminiPlugin, HybridParallelPlugin, LowLevelZeroPlugin, TorchDDPPlugin
 from colossalai.booster.plugin.plugin_base import Plugin
+from torch import nn
 
 from colossal_llama import mends
 from colossal_llama.cluster import Layout
@@ -84,6 +87,14 @@ def _three_d(config: TrainConfig) -> HybridParallelPlugin:
         make_vocab_size_divisible_by=1,
         overlap_communication=has_accelerator(),  # as in _zero2
     )
+
+
+def boost(plugin: Plugin, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Booster, Any, Any]:
+    """Let Booster take over model and optimizer: (booster, boosted model, boosted optimizer)."""
+    booster = Booster(plugin=plugin)
+    boosted, boosted_optimizer, *_ = booster.boost(model, optimizer)
+    mends.keep_rotary_frequencies_fp32(boosted)
+    return booster, boosted, boosted_optimizer
 
 
 def pipeline_microbatch_size(micro_batch_size: int, accumulation_steps: int, pp: int) -> int:

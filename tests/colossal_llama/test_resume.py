@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from tests.colossal_llama.runs import num_predicted, rows_of, stopped_copy
-from tests.conftest import read_metrics
+from tests.conftest import read_metrics, run_train
 
 Train = Callable[..., list[dict[str, Any]]]
 MIDDLE, LAST = 3, 6
@@ -42,6 +44,8 @@ def test_resumed_run_is_bit_identical(layout: str, train: Train, flags: dict[str
     stopped = stopped_copy(tmp_path / "whole", tmp_path / "stopped", MIDDLE)
     resumed = train(2, stopped, **run_flags)
     assert values_of(resumed) == values_of(whole)
+    loaded = AutoModelForCausalLM.from_pretrained(stopped / "modeling")
+    assert loaded.config._attn_implementation == "sdpa", "the saved config asks for slow attention"
     # the finished models are the same files
     for path in (tmp_path / "whole" / "modeling").iterdir():
         assert path.read_bytes() == (stopped / "modeling" / path.name).read_bytes(), path.name
@@ -80,8 +84,6 @@ def test_finished_run_started_again_changes_nothing(
     train: Train, zero2_flags: dict[str, Any], zero2_run: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "again"
-    import shutil
-
     shutil.copytree(zero2_run, copy)
     assert train(2, copy, **zero2_flags) == read_metrics(zero2_run)
     names = sorted(str(path.relative_to(zero2_run)) for path in zero2_run.rglob("*.safetensors"))
@@ -101,8 +103,6 @@ def test_modeling_folder_gives_its_weights_alone(
     train: Train, zero2_flags: dict[str, Any], zero2_run: Path, tmp_path: Path
 ) -> None:
     """Row 0 again, with trained weights: the same as training a model directory that holds them."""
-    import shutil
-
     odd_place = tmp_path / "modeling" / "of modeling"
     shutil.copytree(zero2_run / "epoch-0_step-4", odd_place)
     loaded = train(2, tmp_path / "loaded", **{**zero2_flags, "max_steps": 2}, load_checkpoint=odd_place / "modeling")
@@ -115,8 +115,6 @@ def test_modeling_folder_gives_its_weights_alone(
 def test_resolved_config_is_written_and_runs_again(
     ranks: Callable[..., list[Any]], zero2_flags: dict[str, Any], zero2_run: Path, tmp_path: Path
 ) -> None:
-    from tests.conftest import run_train
-
     values = json.loads((zero2_run / "config.json").read_text())
     assert values["max_steps"] == 8
     assert values["dataset"] == [str(zero2_flags["dataset"])]

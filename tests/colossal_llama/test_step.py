@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,6 @@ def test_frozen_run_changes_the_embeddings_alone(
 def test_clipping_off_is_unclipped_and_still_logs_the_norm(
     train: Train, flags: dict[str, Any], tiny_model_dir: Path, tiny_bins_dir: Path, tmp_path: Path
 ) -> None:
-    # SGD-like numbers would hide a clip behind Adam's scale; two steps of unequal gradients do not
     unclipped = {"gradient_clipping": 0, "weight_decay": 0, "warmup_steps": 0, "max_steps": 4, "micro_batch_size": 2}
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, torch_dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.0)
@@ -138,8 +138,6 @@ def test_clipping_off_is_unclipped_and_still_logs_the_norm(
 def test_held_out_loss_is_that_of_transformers(
     world_size: int, more: dict[str, Any], train: Train, flags: dict[str, Any], tiny_bins_dir: Path, tmp_path: Path
 ) -> None:
-    import json
-
     held_out = tiny_bins_dir / "part-00000"
     run = {**flags, **more, "mixed_precision": "fp32", "micro_batch_size": 3, "max_steps": 2, "eval_interval": 1}
     train(world_size, tmp_path / "run", **run, eval_dataset=[f"first={held_out}", f"all={tiny_bins_dir}"])
