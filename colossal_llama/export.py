@@ -58,15 +58,16 @@ def main(config: ExportConfig) -> None:
         )
     probe = torch.tensor([TextEncoder(tokenizer).encode_batch([PROBE_TEXT])[0]])
     with whole_directory(config.target, config.overwrite) as aside:
-        expected = logits(model, probe)
-        if config.dtype != "as_saved":
-            model = model.to({"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[config.dtype])
+        expected, saved = logits(model, probe), model.dtype
+        formats = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "as_saved": saved}
+        model = model.to(formats[config.dtype])
         model.config.use_cache = True
         model.save_pretrained(aside, safe_serialization=True)
         tokenizer.save_pretrained(aside)
         reloaded = logits(load_model(aside, "auto", "sdpa", use_grad_checkpoint=False).eval(), probe)
         difference = (reloaded - expected).abs().max().item()
-        bound = 0.0 if config.dtype == "as_saved" else TOLERANCE[config.dtype]
+        of_both = [bound for name, bound in TOLERANCE.items() if formats[name] in (saved, model.dtype)]
+        bound = 0.0 if model.dtype == saved else max(of_both)
         if not difference <= bound:
             raise RuntimeError(f"the reloaded model's logits differ by {difference:.3g}, more than {bound}")
     print(f"{config.target}: {model.config.vocab_size:,} pieces, {model.num_parameters():,} parameters, {model.dtype}")

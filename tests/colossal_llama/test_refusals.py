@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from data_tools.manifest import MANIFEST_NAME
-from tests.colossal_llama.runs import free_ports, outcomes, weights_of
+from tests.colossal_llama.runs import free_ports, outcomes, rows_of, weights_of
 from tests.conftest import argv_of, read_metrics
 
 Ranks = Callable[..., list[Any]]
@@ -51,6 +52,7 @@ def test_data_model_and_settings_that_do_not_fit(
     ranks: Ranks, flags: dict[str, Any], other_bins: Path, tiny_bins_dir: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     own = json.loads((tiny_bins_dir / MANIFEST_NAME).read_text())["tokenizer_fingerprint"]
+    steps = math.ceil(len(rows_of(tiny_bins_dir)) / 2)
     foreign, no_model, bare = tmp_path / "home", tmp_path / "no_model", tmp_path / "bare"
     for directory in (foreign, bare):
         directory.mkdir()
@@ -62,7 +64,7 @@ def test_data_model_and_settings_that_do_not_fit(
         "tokenizer": ({"dataset": other_bins}, [str(other_bins), "f00df00d", own[:16], "the model's own tokenizer"]),
         "held-out": ({"eval_dataset": f"x={other_bins}"}, [str(other_bins), "f00df00d", own[:16]]),
         "max_length": ({"max_length": 63}, ["rows of up to 64", "--max_length 64"]),
-        "warmup": ({"warmup_steps": 68}, ["--warmup_steps 68", "only 67 steps"]),
+        "warmup": ({"warmup_steps": steps + 1}, [f"--warmup_steps {steps + 1}", f"only {steps} steps"]),
         "fp16": ({"mixed_precision": "fp16"}, ["--mixed_precision fp16", "use bf16"]),
         "foreign": ({"save_dir": foreign}, [f"--save_dir {foreign}", "holds no run"]),
         "overwrite": ({"save_dir": foreign, "overwrite": True}, [f"--save_dir {foreign}", "holds no run"]),
