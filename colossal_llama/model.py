@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tokenizer_tools.command import UserError
 
+LONGEST_REASON = 200  # characters; transformers answers some faults with the names of all its models
+
 
 def load_model(
     directory: Path, dtype: torch.dtype | Literal["auto"], attention: str, use_grad_checkpoint: bool
@@ -20,6 +22,8 @@ def load_model(
     No remote code, no pickles.
     Raises UserError if the directory does not hold a complete model.
     """
+    if not (directory / "config.json").is_file():
+        raise UserError(f"{directory}: holds no config.json; name a Hugging Face model directory")
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             directory,
