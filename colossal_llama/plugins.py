@@ -111,8 +111,8 @@ def check_world(config: TrainConfig, world_size: int, vocab_size: int, row_lengt
     ranks = config.tp * config.pp * sp_ranks
     if world_size % ranks:
         raise UserError(
-            f"{world_size} process(es): --tp {config.tp} x --pp {config.pp} x --sp {sp_ranks} needs a multiple of {ranks}; "
-            f"change --nproc_per_node or these sizes"
+            f"{world_size} process(es): --tp {config.tp} x --pp {config.pp} x --sp {sp_ranks} needs a multiple of "
+            f"{ranks}; change --nproc_per_node or these sizes"
         )
     if vocab_size % config.tp:
         raise UserError(
