@@ -4,6 +4,7 @@
 # As shipped it continues what `make demo` has prepared, on this machine.
 set -euo pipefail
 HERE=$(cd "$(dirname "$0")" && pwd)
+export PATH="$HERE/.venv/bin:$PATH"
 
 # --- what is trained on what ------------------------------------------------------------------------------------------
 PROJECT=example
@@ -36,8 +37,12 @@ COMMON=(
 )
 
 # A clean environment: colossalai run copies every variable to every host, and prints them all when a run fails.
+KEPT=(OMP_NUM_THREADS=1)
+for name in PATH HOME LANG LD_LIBRARY_PATH CUDA_HOME TMPDIR; do
+    if [ -n "${!name:-}" ]; then KEPT+=("$name=${!name}"); fi
+done
 launch() {
-    env -i PATH="$HERE/.venv/bin:$PATH" HOME="$HOME" LANG="${LANG:-C.UTF-8}" OMP_NUM_THREADS=1 "${NCCL_SETTINGS[@]}" \
+    env -i "${KEPT[@]}" "${NCCL_SETTINGS[@]}" \
         colossalai run --hostfile "$HOSTFILE" --nproc_per_node "$NPROC_PER_NODE" --master_port "$MASTER_PORT" \
         "$HERE/train.py" "${COMMON[@]}" "$@"
 }
