@@ -71,8 +71,8 @@ def test_data_model_and_settings_that_do_not_fit(
         "weights": ({"pretrained": no_model}, [str(no_model), "not a readable model"]),
         "no tokenizer": ({"pretrained": bare}, [str(bare), "tokenizer"]),
         "no data": ({"dataset": bare}, [str(bare), MANIFEST_NAME]),
-        "world": ({"plugin": "3d", "tp": 2, "pp": 2, "micro_batch_size": 2}, ["2 processes", "multiple of 4"]),
-        "world sp": ({"plugin": "3d", "sp": 4}, ["2 processes", "multiple of 4"]),
+        "world": ({"plugin": "3d", "tp": 2, "pp": 2, "micro_batch_size": 2}, ["2 process", "multiple of 4"]),
+        "world sp": ({"plugin": "3d", "sp": 4}, ["2 process", "multiple of 4"]),
     }
 
     check_refused(ranks, 2, {**flags, "save_dir": tmp_path / "run"}, cases)
