@@ -117,7 +117,13 @@ class CheckpointWriter:
 
     def _write_model(self, directory: Path) -> None:
         self._together(lambda: self._booster.save_model(self._model, str(directory), shard=True, use_safetensors=True))
-        on_main(lambda: self._tokenizer.save_pretrained(directory))
+        on_main(lambda: self._write_beside_weights(directory))
+
+    def _write_beside_weights(self, directory: Path) -> None:
+        """The tokenizer, and a config that allows the key-value cache: only training must do without it."""
+        self._tokenizer.save_pretrained(directory)
+        config = read_json(directory / "config.json", "the model's configuration")
+        write_json(directory / "config.json", config | {"use_cache": True})
 
     def _together(self, write: Callable[[], None]) -> None:
         """All ranks write, or raise together; a full disk is the user's to know of, in one line."""

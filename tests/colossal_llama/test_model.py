@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from colossal_llama.model import embedding_parameters, freeze_non_embeddings, load_model, num_parameters
 from tests.colossal_llama.runs import weights_of
@@ -98,3 +98,7 @@ def test_only_the_embeddings_train_when_the_rest_is_frozen(tied: bool) -> None:
     assert trainable == {"model.embed_tokens.weight"} | (set() if tied else {"lm_head.weight"})
     assert num_parameters(model, trainable_only=True) == embeddings
     assert [parameter.shape for parameter in embedding_parameters(model)] == [(32, 16), (32, 16)]
+
+
+def test_a_saved_model_may_use_the_cache_that_training_does_without(zero2_run: Path) -> None:
+    assert AutoConfig.from_pretrained(zero2_run / "modeling").use_cache
