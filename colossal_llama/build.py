@@ -23,6 +23,7 @@ from tokenizer_tools.command import UserError
 from tokenizer_tools.outputs import write_json
 from tokenizer_tools.tokenizer import fingerprint, load_tokenizer
 
+RUN_CONFIG = "train_config.json"
 PAD_ID = 0  # any id will do: padding carries no label and is never attended to by a token
 
 
@@ -104,8 +105,10 @@ def build(config: TrainConfig, cluster: Cluster) -> Run:
         writer=CheckpointWriter(
             stepper.booster, stepper.model, stepper.optimizer, tokenizer, config.save_dir, config.keep_checkpoints
         ),
-        metrics=Metrics(
-            cluster, config.save_dir, tensorboard_dir, config.log_interval, plan.total_steps, progress.step
+        metrics=together(
+            lambda: Metrics(
+                cluster, config.save_dir, tensorboard_dir, config.log_interval, plan.total_steps, progress.step
+            )
         ),
     )
 
@@ -116,10 +119,12 @@ def find_start(config: TrainConfig) -> Start:
     Then --load_checkpoint: a whole checkpoint goes on, any other model directory gives its weights alone. Then
     --pretrained. Raises UserError if --save_dir holds something that is not a run.
     """
-    if config.save_dir.is_dir() and any(config.save_dir.iterdir()) and not _run_config(config).is_file():
+    if config.save_dir.is_dir() and any(config.save_dir.iterdir()) and not _is_run(config.save_dir):
         raise UserError(f"--save_dir {config.save_dir}: is not empty and holds no run; choose another directory")
     checkpoint = None if config.overwrite else latest_checkpoint(config.save_dir)
     given = config.load_checkpoint
+    if given is not None and _is_run(given):
+        raise UserError(f"--load_checkpoint {given}: is a run; name one of its epoch-E_step-S folders")
     if checkpoint is None and given is not None and (given / "running_states.json").is_file():
         checkpoint = open_checkpoint(given)
     if checkpoint is not None:
@@ -127,15 +132,16 @@ def find_start(config: TrainConfig) -> Start:
     return Start(given or config.pretrained, None)
 
 
-def _run_config(config: TrainConfig) -> Path:
-    return config.save_dir / "config.json"
+def _is_run(directory: Path) -> bool:
+    """Whether train.py has written this directory."""
+    return (directory / RUN_CONFIG).is_file()
 
 
 def _open_save_dir(config: TrainConfig) -> None:
     """The last thing before the first step: with --overwrite the old run goes only now that the new one can begin."""
     if config.overwrite and config.save_dir.is_dir():
         shutil.rmtree(config.save_dir)
-    write_json(_run_config(config), config.as_json())
+    write_json(config.save_dir / RUN_CONFIG, config.as_json())
     if config.config_file is not None:
         write_json(config.config_file, config.as_json())
 

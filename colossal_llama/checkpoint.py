@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from colossal_llama.cluster import main_rank_logger, on_main, together
+from colossal_llama.cluster import all_agree, main_rank_logger, on_main, together
 from colossal_llama.progress import Progress
 from tokenizer_tools.command import UserError
 from tokenizer_tools.outputs import finish_tree, full_disk_named, read_json, write_json, write_whole_file
@@ -56,7 +57,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     for name, size in manifest["sizes_bytes"].items():
         file = path / name
         if not file.is_file() or file.stat().st_size != size:
-            raise UserError(f"{file}: missing or not {size} bytes long; the checkpoint is damaged, use an older one")
+            raise UserError(
+                f"{file}: missing or not {size} bytes long; the checkpoint is damaged, "
+                f"write the name of an older one into {path.parent / LATEST}"
+            )
     return Checkpoint(path, Progress.from_json(read_json(path / "running_states.json", "a run's progress")))
 
 
@@ -97,7 +101,7 @@ class CheckpointWriter:
             self._write_parts(aside)
             on_main(lambda: self._finish(aside, target, progress, schedule))
         except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
+            _remove_on_main(aside)
             raise
         self._log.info(f"saved {target}")
         return target
@@ -111,7 +115,7 @@ class CheckpointWriter:
             self._write_model(aside)
             on_main(lambda: _replace(aside, target))
         except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
+            _remove_on_main(aside)
             raise
         return target
 
@@ -144,6 +148,7 @@ class CheckpointWriter:
         write_json(aside / "lr_scheduler", schedule)
         write_json(aside / "running_states.json", progress.as_json())
         files = sorted(path for path in aside.rglob("*") if path.is_file())
+        _check_all_ranks_wrote_here(aside)
         manifest = {
             "version": VERSION,
             "world_size": dist.get_world_size(),
@@ -163,18 +168,27 @@ class CheckpointWriter:
 def load_optimizer(checkpoint: Checkpoint, booster: Any, model: Any, optimizer: Any) -> None:
     """Moments and, where they fit, fp32 weights of `checkpoint` into a boosted optimizer whose model holds its weights.
 
-    The weight decay stays that of the present configuration. All ranks call it.
+    The options of the parameter groups (weight decay and the like) stay those of the present run. All ranks call it.
     """
-    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    options = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     together(lambda: booster.load_optimizer(optimizer, str(checkpoint.path / "optimizer")))
-    for group, decay in zip(optimizer.param_groups, decays, strict=True):
-        group["weight_decay"] = decay
-    if not together(lambda: _masters_fit(model, optimizer, checkpoint.path / "masters")):
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)
+    _move_steps_to_parameters(optimizer)
+    fits = together(lambda: _masters_fit(model, optimizer, checkpoint.path / "masters"))
+    if not all_agree(fits):
         main_rank_logger(__name__).info(
             "another layout than the checkpoint's: fp32 weights are taken from the saved 16-bit ones"
         )
         return
     together(lambda: _load_masters(model, optimizer, checkpoint.path / "masters"))
+
+
+def _move_steps_to_parameters(optimizer: Any) -> None:
+    """Booster loads AdamW's `step` to the CPU and leaves it there; the fused kernel wants it beside its parameter."""
+    for parameter, state in getattr(optimizer, "optim", optimizer).state.items():
+        if isinstance(state.get("step"), torch.Tensor):
+            state["step"] = state["step"].to(parameter.device)
 
 
 def _masters(model: Any, optimizer: Any) -> list[torch.Tensor]:
@@ -199,19 +213,34 @@ def _save_masters(model: Any, optimizer: Any, directory: Path) -> None:
 
 
 def _masters_fit(model: Any, optimizer: Any, directory: Path) -> bool:
-    """Whether every rank finds its own file, with tensors of its own shapes."""
-    fits = _rank_file(directory).is_file()
-    if fits:
-        saved, own = load_file(_rank_file(directory)), _masters(model, optimizer)
-        fits = [t.shape for t in saved.values()] == [t.shape for t in own]
-    votes: list[bool] = [False] * dist.get_world_size()
-    dist.all_gather_object(votes, fits)
-    return all(votes)
+    """Whether this rank finds its own file, with tensors of its own shapes."""
+    if not _rank_file(directory).is_file():
+        return False
+    with safe_open(_rank_file(directory), "pt") as saved:
+        shapes = [tuple(saved.get_slice(name).get_shape()) for name in sorted(saved.keys())]
+    return shapes == [tuple(tensor.shape) for tensor in _masters(model, optimizer)]
 
 
 def _load_masters(model: Any, optimizer: Any, directory: Path) -> None:
-    for saved, own in zip(load_file(_rank_file(directory)).values(), _masters(model, optimizer), strict=True):
-        own.data.copy_(saved)
+    with safe_open(_rank_file(directory), "pt") as saved:
+        for name, own in zip(sorted(saved.keys()), _masters(model, optimizer), strict=True):
+            own.data.copy_(saved.get_tensor(name))
+
+
+def _check_all_ranks_wrote_here(aside: Path) -> None:
+    """Raise UserError if a rank's file is not where rank 0 looks."""
+    num_files = len(list((aside / "masters").iterdir()))
+    if num_files != dist.get_world_size():
+        raise UserError(
+            f"{aside.parent}: {num_files} of {dist.get_world_size()} processes wrote their part of the checkpoint; "
+            f"--save_dir must be on a file system that all hosts share"
+        )
+
+
+def _remove_on_main(directory: Path) -> None:
+    """Rank 0 alone removes: another rank may be stopped while rank 0 is just renaming what it wrote."""
+    if dist.get_rank() == 0:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _make_empty(directory: Path) -> None:

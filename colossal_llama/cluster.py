@@ -15,10 +15,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from colossal_llama import host
 from tokenizer_tools.command import UserError
@@ -26,6 +28,8 @@ from tokenizer_tools.command import UserError
 Result = TypeVar("Result")
 
 GLOO_SETTLE_SECONDS = 0.5
+COLLECTIVE_TIMEOUT = timedelta(hours=1)
+"""NCCL's own 10 minutes are less than rank 0 needs to write and hash a large checkpoint while the others wait."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +78,12 @@ def launch(seed: int) -> Iterator[Cluster]:
         from colossalai.accelerator import get_accelerator
 
         if not on_host:
+            # Slurm may show each task its own device only, as number 0
+            os.environ["LOCAL_RANK"] = str(int(os.environ["LOCAL_RANK"]) % get_accelerator().device_count())
             get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
         import colossalai.booster.plugin
     colossalai.logging.get_dist_logger().set_level("ERROR")
+    distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = COLLECTIVE_TIMEOUT
     colossalai.launch_from_torch(seed=seed, verbose=False)
     device = torch.device("cpu") if on_host else get_accelerator().get_current_device()
     if on_host:
@@ -120,11 +127,11 @@ def _fill_environment() -> None:
     """Give torch.distributed its variables where no torchrun did: from Slurm's, or for one process alone."""
     if "RANK" in os.environ:
         return
-    tasks = int(os.environ.get("SLURM_NTASKS", "1"))
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))  # of this srun; SLURM_NTASKS is also set in sbatch itself
     if tasks > 1:
         if "MASTER_ADDR" not in os.environ:
             raise UserError("MASTER_ADDR is not set: under srun, export the first host's name as MASTER_ADDR first")
-        names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
+        names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_RANK": "SLURM_LOCALID"}
         os.environ.update({name: os.environ[slurm] for name, slurm in names.items()})
         os.environ.setdefault("MASTER_PORT", "29500")
         return
@@ -165,6 +172,13 @@ def on_main(action: Callable[[], Result]) -> Result:
     box: list[Any] = [result]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def all_agree(vote: bool) -> bool:
+    """Whether every rank votes True."""
+    votes = [False] * dist.get_world_size()
+    dist.all_gather_object(votes, vote)
+    return all(votes)
 
 
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:

@@ -47,7 +47,7 @@ class TrainConfig:
     tensorboard_dir: Path | None = None
     """TensorBoard files; default: `tensorboard` inside --save_dir."""
     config_file: Path | None = None
-    """Where the resolved configuration is written; default: `config.json` inside --save_dir."""
+    """Where the resolved configuration is written too; --save_dir always has it as `train_config.json`."""
 
     num_epochs: int = 1
     """Times every row is seen."""
@@ -112,6 +112,7 @@ class TrainConfig:
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values under the flags' names: --config_file, and again an argument of train.py."""
         values = dataclasses.asdict(self)
+        del values["overwrite"]  # a permission for once: the same file used again must go on, not delete
         return {name: _plain(value) for name, value in values.items()}
 
     def check(self) -> None:
@@ -146,6 +147,8 @@ class TrainConfig:
         for name in ("weight_decay", "gradient_clipping"):
             if not 0 <= getattr(self, name) < float("inf"):
                 problems.append(f"--{name} {getattr(self, name)}: must be 0 or a positive number")
+        if not 0 <= self.seed < 2**32:
+            problems.append(f"--seed {self.seed}: must be a whole number from 0 to {2**32 - 1}")
         if not 0 < self.lr < float("inf"):
             problems.append(f"--lr {self.lr}: must be a positive number, such as 3e-4")
         return problems
@@ -165,8 +168,16 @@ class TrainConfig:
                 problems.append(f"--eval_dataset {item}: must be NAME=PATH, such as zh=data/zh_arrow")
             elif not Path(directory).is_dir():
                 problems.append(f"--eval_dataset {item}: {directory} is no directory; name bucket bins")
+        names = [item.partition("=")[0] for item in self.eval_dataset]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            problems.append(f"--eval_dataset {name}=...: is named twice; give each set a name of its own")
+        inputs = [self.pretrained, *self.dataset, *self.eval_sets.values()]
+        problems += [
+            f"--save_dir {self.save_dir}: is the input {path}; choose another directory"
+            for path in inputs
+            if path.resolve() == self.save_dir.resolve()
+        ]
         if self.overwrite:
-            inputs = [self.pretrained, *self.dataset, *self.eval_sets.values()]
             inputs += [] if self.load_checkpoint is None else [self.load_checkpoint]
             problems += [
                 f"--overwrite would delete {path} with --save_dir {self.save_dir}; choose another --save_dir"
@@ -203,6 +214,10 @@ class TrainConfig:
             problems.append(
                 "--sp_mode ring_attn: its zigzag order needs flash-attn's own backward and cannot be right on a CPU, "
                 "and no GPU run has proved it here; use all_to_all, split_gather or ring"
+            )
+        if self.pp > 2 and self.freeze_non_embeds_params:
+            problems.append(
+                f"--freeze_non_embeds_params with --pp {self.pp}: a middle stage has nothing to train; use --pp 2"
             )
         if self.pp > 1 and self.micro_batch_size * self.accumulation_steps < self.pp:
             problems.append(

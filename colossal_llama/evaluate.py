@@ -4,7 +4,8 @@
 with different vocabularies by bits per byte: the loss is a mean per token, and tokens change with the vocabulary.
 
 A document is scored in windows of --max_length tokens that begin with the last token of the window before (or BOS), so
-every token of the text is predicted exactly once; the end-of-sequence token is not counted. Where a record has a
+every token of the text is predicted exactly once; the end-of-sequence token is not counted. (Without BOS a
+document's first token has nothing before it and is not scored.) Where a record has a
 `source`, only its `target` is scored.
 """
 

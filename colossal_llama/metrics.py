@@ -29,7 +29,7 @@ class Metrics:
         if self._active:
             self._path = save_dir / "metrics.jsonl"
             _drop_after(self._path, step)
-            self._tensorboard = SummaryWriter(str(tensorboard_dir), purge_step=step + 1 if step else None)
+            self._tensorboard = SummaryWriter(str(tensorboard_dir), purge_step=step + 1)
 
     def record(self, values: dict[str, Any]) -> None:
         """Take the values of one step; they may be tensors. Written when the log interval is full."""
@@ -61,7 +61,6 @@ class Metrics:
         self._append([{"step": step, "eval": results}])
         for name, values in results.items():
             self._log.info(f"step {step} | {name}: " + ", ".join(f"{key} {value:.4f}" for key, value in values.items()))
-        self._interval_start = time.perf_counter()
 
     def leave_out_time_since(self, start: float) -> None:
         """Do not count the time since `start` (time.perf_counter) as training."""
@@ -74,11 +73,15 @@ class Metrics:
             self._tensorboard.close()
 
     def _append(self, rows: list[dict[str, Any]]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-        for row in rows:
-            for name, value in _flat(row):
-                self._tensorboard.add_scalar(name, value, row["step"])
+        """A disk that is full for a moment must not end a run, and the other ranks would wait for this one for ever."""
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+            for row in rows:
+                for name, value in _flat(row):
+                    self._tensorboard.add_scalar(name, value, row["step"])
+        except OSError as error:
+            self._log.warning(f"{self._path}: {error.strerror}; metrics of {len(rows)} line(s) were not written")
 
     def _line(self, row: dict[str, Any]) -> str:
         seconds_a_step = (time.perf_counter() - self._run_start) / (row["step"] - self._first_step)

@@ -35,8 +35,9 @@ def load_model(
             ignore_mismatched_sizes=True,  # they are in the report, with the names that the exception would not give
         )
     except Exception as error:  # transformers and safetensors raise whatever they meet in a broken file
+        reason = str(error).split(". ")[0][:LONGEST_REASON]
         raise UserError(
-            f"{directory}: not a readable model ({error}); name a complete safetensors directory"
+            f"{directory}: not a readable model ({reason}); name a complete safetensors directory"
         ) from error
     if report["missing_keys"] or report["mismatched_keys"]:
         names = sorted(report["missing_keys"]) or sorted(report["mismatched_keys"])
@@ -64,6 +65,6 @@ def freeze_non_embeddings(model: PreTrainedModel) -> None:
         parameter.requires_grad_(id(parameter) in embeddings)
 
 
-def num_parameters(model: nn.Module, trainable_only: bool = False) -> int:
+def num_parameters(model: nn.Module) -> int:
     """Number of parameters; tied ones count once."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
+    return sum(parameter.numel() for parameter in model.parameters())

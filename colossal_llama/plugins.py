@@ -69,6 +69,10 @@ def _gemini(config: TrainConfig, placement: str, num_params: int, hidden_size: i
 def _three_d(config: TrainConfig) -> HybridParallelPlugin:
     if config.sp > 1 and config.sp_mode == "ring":
         mends.mend_ring_gather()
+    # Without data parallelism ZeRO shares nothing out, and under its stage 2 HybridParallelPlugin then counts earlier
+    # micro-batches once more with every backward pass (it wraps the model in DDP, hybrid_parallel_plugin.py:1311).
+    has_data_parallelism = dist.get_world_size() > config.tp * config.pp
+    zero_stage = config.zero if has_data_parallelism else min(config.zero, 1)
     microbatch_size = pipeline_microbatch_size(config.micro_batch_size, config.accumulation_steps, config.pp)
     return HybridParallelPlugin(
         tp_size=config.tp,
@@ -76,7 +80,7 @@ def _three_d(config: TrainConfig) -> HybridParallelPlugin:
         sp_size=1 if config.sp_mode in TP_SHARED_SP_MODES else config.sp,
         enable_sequence_parallelism=config.sp > 1,
         sequence_parallelism_mode=config.sp_mode if config.sp > 1 else None,
-        zero_stage=config.zero,
+        zero_stage=zero_stage,
         precision=config.mixed_precision,
         max_norm=config.max_grad_norm,
         microbatch_size=microbatch_size,
@@ -166,6 +170,7 @@ def attention_implementation(config: TrainConfig) -> str:
 
     if not is_flash_attn_2_available():
         raise UserError(
-            "--use_flash_attn: flash-attn is not installed; `pip install flash-attn` or leave the flag away"
+            "--use_flash_attn: flash-attn is not installed; `pip install --no-build-isolation flash-attn`, "
+            "or leave the flag away"
         )
     return "flash_attention_2"

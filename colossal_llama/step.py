@@ -71,6 +71,8 @@ class Stepper:
         self.optimizer.step()
         if not self._is_ddp:
             grad_norm = self.optimizer.get_grad_norm()
+            if grad_norm is None:  # fp16: the gradients overflowed and the step was skipped
+                grad_norm = float("nan")
         self.optimizer.zero_grad()
         return StepResult(self._total(loss_sum) / num_tokens.clamp(min=1), num_tokens, grad_norm)
 

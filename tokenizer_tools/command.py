@@ -144,7 +144,7 @@ def _drop_output() -> None:
 
 
 def _fail(message: str, exit_code: int) -> int:
-    """Say it once: of the ranks of a launched command, which all fail together, only the first speaks."""
-    if os.environ.get("RANK", "0") == "0":
+    """Say it once a host: of its ranks, which fail together, only the first speaks."""
+    if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
         print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
     return exit_code

@@ -157,7 +157,14 @@ def new_pieces(old: PreTrainedTokenizerFast, new: PreTrainedTokenizerFast) -> li
             f"piece {piece!r} has id {old_id} beside the model, but {new_ids.get(piece)} in the target tokenizer; "
             "old ids must not move, expand this model's own tokenizer with init_tokenizer"
         )
-    return sorted(new_ids.keys() - old_ids.keys(), key=new_ids.__getitem__)
+    pieces = sorted(new_ids.keys() - old_ids.keys(), key=new_ids.__getitem__)
+    expected = range(len(old_ids), len(new_ids))
+    if [new_ids[piece] for piece in pieces] != list(expected):
+        raise UserError(
+            f"the target tokenizer's {len(pieces)} new pieces do not have the ids {expected.start} to "
+            f"{expected.stop - 1}; expand this model's own tokenizer with init_tokenizer"
+        )
+    return pieces
 
 
 def _check_shapes(source: Path, shapes: dict[str, tuple[int, ...]], num_old: int) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from tokenizer_tools.command import UserError
 
 FULL_DISK_BYTES = 2**20
+FULL_DISK_WORDS = ("No space left", "quota exceeded")
 
 
 @contextmanager
@@ -44,7 +45,7 @@ def full_disk_named(directory: Path) -> Iterator[None]:
     except (UserError, OSError):  # an OSError says what it is
         raise
     except Exception as error:
-        if "No space left" in str(error) or shutil.disk_usage(directory).free < FULL_DISK_BYTES:
+        if any(words in str(error) for words in FULL_DISK_WORDS) or shutil.disk_usage(directory).free < FULL_DISK_BYTES:
             disk = directory.parent.absolute()
             raise UserError(f"{disk}: no space left on this disk; free some or choose another one") from error
         raise

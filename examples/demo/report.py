@@ -55,7 +55,7 @@ def losses(run_dir: Path, run: str) -> list[dict[str, Any]]:
 
 
 def summarise(run_dir: Path) -> dict[str, Any]:
-    """summary.json of docs/commands.md."""
+    """What summary.json holds."""
     evaluations = {moment: load(run_dir / "figures" / f"{moment}.json")["categories"] for moment in MOMENTS}
     tokenizers = list(load(run_dir / "figures" / "tokenizers.json")["tokenizers"].values())
     seconds = {name: int(value) for name, value in map(str.split, (run_dir / "seconds.tsv").read_text().splitlines())}

@@ -73,7 +73,7 @@ def launched_by_srun(port: int, master_addr: str | None) -> tuple[str, str]:
     rank = os.environ["RANK"]
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
-    os.environ.update(SLURM_NTASKS="2", SLURM_PROCID=rank, SLURM_LOCALID=rank, MASTER_PORT=str(port))
+    os.environ.update(SLURM_STEP_NUM_TASKS="2", SLURM_PROCID=rank, SLURM_LOCALID=rank, MASTER_PORT=str(port))
     if master_addr is not None:
         os.environ["MASTER_ADDR"] = master_addr
 
@@ -93,7 +93,7 @@ def test_srun_needs_no_torchrun(ranks: Ranks) -> None:
 
 def alone() -> tuple[int, int, str]:
     """Join with no launcher at all."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_NTASKS"):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NUM_TASKS"):
         os.environ.pop(name, None)
     with launch(0) as cluster:
         result = cluster.rank, cluster.world_size, dist.get_backend()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -36,6 +37,13 @@ WRONG_FLAGS = [
     (["--weight_decay", "-0.1"], ["--weight_decay -0.1", "0 or a positive number"]),
     (["--gradient_clipping", "inf"], ["--gradient_clipping inf", "0 or a positive number"]),
     (["--gradient_clipping", "nan"], ["--gradient_clipping nan", "0 or a positive number"]),
+    (["--seed", "-1"], ["--seed -1", "from 0 to 4294967295"]),
+    (["--eval_dataset", "zh=.", "zh=."], ["--eval_dataset zh=", "named twice"]),
+    (["--pretrained", ".", "--save_dir", "."], ["--save_dir .: is the input .", "choose another directory"]),
+    (
+        ["--plugin", "3d", "--pp", "3", "--accumulation_steps", "3", "--freeze_non_embeds_params"],
+        ["--freeze_non_embeds_params with --pp 3", "use --pp 2"],
+    ),
     (["--lr", "0"], ["--lr 0.0", "positive number, such as 3e-4"]),
     (["--lr", "nan"], ["--lr nan", "positive number"]),
     (["--pretrained", "nowhere"], ["--pretrained nowhere", "no such directory", "init_model"]),
@@ -186,13 +194,14 @@ def test_resolved_config_is_an_argument_again(more: dict[str, object], tmp_path:
     config = TrainConfig(**values)  # type: ignore[arg-type]  # one dict for fields of many types
     path = tmp_path / "run.json"
     path.write_text(json.dumps(config.as_json()))
-    assert parse_config(TrainConfig, [str(path)]) == config
+    assert parse_config(TrainConfig, [str(path)]) == dataclasses.replace(config, overwrite=False)
 
 
 def test_every_flag_above_is_every_flag(needed: list[str]) -> None:
     default = parse_config(TrainConfig, needed)
     paths = {"pretrained", "dataset", "load_checkpoint", "save_dir", "tensorboard_dir", "config_file", "eval_dataset"}
-    assert {*EVERY_FLAG, *paths} == set(default.as_json())
+    assert {*EVERY_FLAG, *paths} == set(dataclasses.asdict(default))
+    assert "overwrite" not in default.as_json(), "a file used again must go on, not delete"
     assert [name for name, value in EVERY_FLAG.items() if getattr(default, name) == value] == []
 
 

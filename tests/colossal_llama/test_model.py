@@ -92,11 +92,11 @@ def test_only_the_embeddings_train_when_the_rest_is_frozen(tied: bool) -> None:
     model = LlamaForCausalLM(config)
     layer = 4 * 16 * 16 + 3 * 16 * 24 + 2 * 16
     embeddings = 32 * 16 if tied else 2 * 32 * 16
-    assert num_parameters(model) == num_parameters(model, trainable_only=True) == embeddings + 2 * layer + 16
+    assert num_parameters(model) == embeddings + 2 * layer + 16
     freeze_non_embeddings(model)
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trainable == {"model.embed_tokens.weight"} | (set() if tied else {"lm_head.weight"})
-    assert num_parameters(model, trainable_only=True) == embeddings
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == embeddings
     assert [parameter.shape for parameter in embedding_parameters(model)] == [(32, 16), (32, 16)]
 
 

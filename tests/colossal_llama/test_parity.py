@@ -47,6 +47,7 @@ CASES = [
     Case("3d-dp2-zero0", 2, (1, 2), BOTH, {"plugin": "3d", "zero": 0}),
     Case("3d-dp2-zero1", 2, (1, 2), BF16, {"plugin": "3d", "zero": 1}),
     Case("3d-dp2-zero2", 2, (1, 2), BF16, {"plugin": "3d", "zero": 2}),
+    Case("3d-tp2-zero2-accumulated", 2, (2, 2), BF16, {"plugin": "3d", "tp": 2, "zero": 2}),
     Case("3d-tp2", 2, (2, 2), BOTH, {"plugin": "3d", "tp": 2, "zero": 0}),
     Case("3d-pp2", 2, (1, 4), BOTH, {"plugin": "3d", "pp": 2, "zero": 0}),
     Case("3d-tp2-pp2", 4, (1, 4), BOTH, {"plugin": "3d", "tp": 2, "pp": 2, "zero": 0}),

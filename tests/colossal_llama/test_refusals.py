@@ -142,7 +142,7 @@ def test_damaged_checkpoints_are_refused_in_words(
     ]:
         copy = damaged(name, damage)
         cases[f"{name}, given"] = ({"save_dir": tmp_path / "new", "load_checkpoint": copy}, words)
-        shutil.copy(zero2_run / "config.json", copy.parent)
+        shutil.copy(zero2_run / "train_config.json", copy.parent)
         (copy.parent / "latest").write_text(copy.name + "\n")
         cases[f"{name}, latest"] = ({"save_dir": copy.parent}, words)
     check_refused(ranks, 1, zero2_flags, cases)

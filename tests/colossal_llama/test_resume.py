@@ -115,7 +115,7 @@ def test_modeling_folder_gives_its_weights_alone(
 def test_resolved_config_is_written_and_runs_again(
     ranks: Callable[..., list[Any]], zero2_flags: dict[str, Any], zero2_run: Path, tmp_path: Path
 ) -> None:
-    values = json.loads((zero2_run / "config.json").read_text())
+    values = json.loads((zero2_run / "train_config.json").read_text())
     assert values["max_steps"] == 8
     assert values["dataset"] == [str(zero2_flags["dataset"])]
     copy = tmp_path / "run.json"

@@ -1,0 +1,80 @@
+"""Defects that a review of the training engine found, each held by a test."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.colossal_llama.runs import ROW_LENGTH, stopped_copy
+from tests.conftest import argv_of, read_metrics, run_train
+
+Train = Callable[..., list[dict[str, Any]]]
+
+
+def test_evaluation_does_not_count_as_training_time(
+    train: Train, flags: dict[str, Any], tiny_bins_dir: Path, tmp_path: Path
+) -> None:
+    evaluation = {"eval_dataset": f"all={tiny_bins_dir}", "eval_interval": 1, "log_interval": 1}
+    steps = train(1, tmp_path / "run", micro_batch_size=4, max_steps=3, **evaluation, **flags)
+    assert all(step["step_seconds"] > 0 and step["tokens_per_second"] > 0 for step in steps)
+
+
+def test_a_model_directory_is_not_taken_for_a_run(
+    tiny_model_dir: Path, tiny_bins_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other_model = shutil.copytree(tiny_model_dir, tmp_path / "other")
+    before = (other_model / "config.json").read_bytes()
+    argv = argv_of(pretrained=tiny_model_dir, dataset=tiny_bins_dir, max_length=ROW_LENGTH, save_dir=other_model)
+    for more in ([], ["--overwrite"]):
+        assert run_train([*argv, *more]) == 2
+        assert "holds no run; choose another directory" in capsys.readouterr().err
+        assert (other_model / "config.json").read_bytes() == before
+
+
+def test_a_whole_run_is_no_checkpoint(
+    zero2_run: Path, flags: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_train(argv_of(load_checkpoint=zero2_run, save_dir=tmp_path / "new", **flags)) == 2
+    assert "is a run; name one of its epoch-E_step-S folders" in capsys.readouterr().err
+
+
+def test_a_damaged_latest_names_the_way_out(
+    zero2_run: Path, zero2_flags: dict[str, Any], tmp_path: Path, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(zero2_run, tmp_path / "run")
+    (run / "epoch-0_step-8" / "running_states.json").write_text("{}")
+    assert run_train(argv_of(save_dir=run, **zero2_flags)) == 2
+    assert f"write the name of an older one into {run / 'latest'}" in capsys.readouterr().err
+    (run / "latest").write_text("epoch-0_step-4\n")
+    assert [step["step"] for step in train(2, run, **zero2_flags)] == list(range(1, 9))
+
+
+def test_unreadable_masters_end_every_rank_in_one_line(
+    zero2_run: Path, zero2_flags: dict[str, Any], tmp_path: Path, ranks: Callable[..., list[Any]]
+) -> None:
+    """A file of the right size that cannot be read, on one rank only: nobody may wait for the other."""
+    run = stopped_copy(zero2_run, tmp_path / "run", 4)
+    masters = run / "epoch-0_step-4" / "masters" / "rank-00001-of-00002.safetensors"
+    masters.write_bytes(b"\xff" * masters.stat().st_size)
+    with pytest.raises(AssertionError, match=r"rank \d failed"):
+        ranks(run_train, 2, argv_of(save_dir=run, **zero2_flags))
+
+
+def test_a_run_goes_on_under_another_plugin(
+    zero2_run: Path, zero2_flags: dict[str, Any], tmp_path: Path, train: Train
+) -> None:
+    """zero2's optimizer is torch's AdamW, gemini's is colossalai's: their groups have different options."""
+    run = stopped_copy(zero2_run, tmp_path / "run", 4)
+    resumed = train(2, run, **{**zero2_flags, "plugin": "gemini"})
+    whole = read_metrics(zero2_run)
+    assert [step["step"] for step in resumed] == list(range(1, 9))
+    assert [step["loss"] for step in resumed] == pytest.approx([step["loss"] for step in whole], rel=1e-2)
+
+
+def test_the_resolved_configuration_never_deletes(zero2_run: Path) -> None:
+    assert "overwrite" not in json.loads((zero2_run / "train_config.json").read_text())
