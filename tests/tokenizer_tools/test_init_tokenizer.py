@@ -196,14 +196,13 @@ def test_only_tokenizer_json_is_refused(
     assert "only sentencepiece tokenizers can be expanded so far" in only_error(capsys)
 
 
-def swap(field: str) -> Callable[[ModelProto], ModelProto]:
-    """A fault: two old pieces get each other's `field`."""
+def reverse(field: str) -> Callable[[ModelProto], ModelProto]:
+    """A fault: a hundred old pieces get each other's `field`."""
 
     def change(model: ModelProto) -> ModelProto:
-        one, two = model.pieces[259], model.pieces[400]
-        old = getattr(one, field)
-        setattr(one, field, getattr(two, field))
-        setattr(two, field, old)
+        old = model.pieces[259:359]
+        for piece, value in zip(old, [getattr(piece, field) for piece in reversed(old)], strict=True):
+            setattr(piece, field, value)
         return model
 
     return change
@@ -214,8 +213,12 @@ def swap(field: str) -> Callable[[ModelProto], ModelProto]:
     [
         ("scores_below", lambda _: lambda lowest, count: [0.0] * count, "differ on"),
         ("find_intermediates", lambda _: lambda model, pieces: [], "sentencepiece: '人工智能' gives"),
-        ("write_tokenizer", lambda write: lambda s, t, model: write(s, t, swap("piece")(model)), "ids not as planned"),
-        ("write_tokenizer", lambda write: lambda s, t, model: write(s, t, swap("score")(model)), "old text '"),
+        (
+            "write_tokenizer",
+            lambda write: lambda s, t, model: write(s, t, reverse("piece")(model)),
+            "ids not as planned",
+        ),
+        ("write_tokenizer", lambda write: lambda s, t, model: write(s, t, reverse("score")(model)), "old text '"),
     ],
 )
 def test_a_fault_of_ours_is_found_and_leaves_nothing(
