@@ -1,4 +1,4 @@
-"""What one sees of a run: a console line each log interval, metrics.jsonl with every step, TensorBoard.
+"""What one sees of a run: a line each log interval; metrics.jsonl, a line a step; evaluations.jsonl; TensorBoard.
 
 Values arrive as tensors on the device and are read only when a log line is due, so that no step waits for the device.
 """
@@ -27,8 +27,9 @@ class Metrics:
         self._pending: list[dict[str, Any]] = []
         self._interval_start, self._run_start, self._first_step = time.perf_counter(), time.perf_counter(), step
         if self._active:
-            self._path = save_dir / "metrics.jsonl"
-            _drop_after(self._path, step)
+            self._steps_file, self._evaluations_file = save_dir / "metrics.jsonl", save_dir / "evaluations.jsonl"
+            _drop_after(self._steps_file, step)
+            _drop_after(self._evaluations_file, step)
             self._tensorboard = SummaryWriter(str(tensorboard_dir), purge_step=step + 1)
 
     def record(self, values: dict[str, Any]) -> None:
@@ -51,14 +52,14 @@ class Metrics:
         for row in rows:
             row.update(step_seconds=seconds / len(rows), tokens_per_second=tokens_per_second)
         self._pending = []
-        self._append(rows)
+        self._append(self._steps_file, rows)
         self._log.info(self._line(rows[-1]))
 
     def record_evaluation(self, step: int, results: dict[str, dict[str, float]]) -> None:
         """Take the held-out numbers of each evaluation set after `step`; its time is not counted as training."""
         if not self._active:
             return
-        self._append([{"step": step, "eval": results}])
+        self._append(self._evaluations_file, [{"step": step, "eval": results}])
         for name, values in results.items():
             self._log.info(f"step {step} | {name}: " + ", ".join(f"{key} {value:.4f}" for key, value in values.items()))
 
@@ -72,16 +73,16 @@ class Metrics:
         if self._active:
             self._tensorboard.close()
 
-    def _append(self, rows: list[dict[str, Any]]) -> None:
+    def _append(self, path: Path, rows: list[dict[str, Any]]) -> None:
         """A disk that is full for a moment must not end a run, and the other ranks would wait for this one for ever."""
         try:
-            with self._path.open("a", encoding="utf-8") as file:
+            with path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
             for row in rows:
                 for name, value in _flat(row):
                     self._tensorboard.add_scalar(name, value, row["step"])
         except OSError as error:
-            self._log.warning(f"{self._path}: {error.strerror}; metrics of {len(rows)} line(s) were not written")
+            self._log.warning(f"{path}: {error.strerror}; metrics of {len(rows)} line(s) were not written")
 
     def _line(self, row: dict[str, Any]) -> str:
         seconds_a_step = (time.perf_counter() - self._run_start) / (row["step"] - self._first_step)

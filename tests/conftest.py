@@ -233,6 +233,10 @@ def run_train(argv: list[str]) -> int:
 
 
 def read_metrics(save_dir: Path) -> list[dict[str, Any]]:
-    """The steps' lines of metrics.jsonl."""
-    lines = [json.loads(line) for line in (save_dir / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "loss" in line]
+    """The lines of metrics.jsonl, one a step."""
+    return [json.loads(line) for line in (save_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_evaluations(save_dir: Path) -> list[dict[str, Any]]:
+    """The lines of evaluations.jsonl: {"step", "eval": {set: figures}}."""
+    return [json.loads(line) for line in (save_dir / "evaluations.jsonl").read_text().splitlines()]

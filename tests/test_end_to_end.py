@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from colossal_llama import evaluate, export, generate
 from data_tools import prepare_pretrain_dataset
-from tests.conftest import CHINESE, TINY_MODEL_CONFIG, argv_of, write_jsonl
+from tests.conftest import CHINESE, TINY_MODEL_CONFIG, argv_of, read_evaluations, write_jsonl
 from tokenizer_tools import compare_tokenizers, init_model, init_tokenizer, train_pieces
 
 OLD_VOCAB_SIZE = 32_000
@@ -89,8 +89,7 @@ def test_the_four_stages_end_in_a_model_that_reads_the_new_language_better(
     full = train(2, tmp_path / "full", num_epochs=6, eval_dataset=f"all={tmp_path / 'bins'}", **checkpoint, **common)
     assert full[-1]["loss"] < full[0]["loss"] < warmup[0]["loss"]
     assert full[-1]["num_rows_seen"] == 6 * len(rows)
-    evaluations = [json.loads(line) for line in (tmp_path / "full" / "metrics.jsonl").read_text().splitlines()]
-    assert evaluations[-1]["eval"]["all"]["loss"] < full[0]["loss"]
+    assert read_evaluations(tmp_path / "full")[-1]["eval"]["all"]["loss"] < full[0]["loss"]
 
     # Beside the stages: export, evaluate, generate
     last = tmp_path / "full" / (tmp_path / "full" / "latest").read_text().strip()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,8 @@ import pytest
 import torch
 from datasets import load_from_disk
 from transformers import AutoModelForCausalLM
+
+from tests.conftest import read_evaluations
 
 ROW_LENGTH = 64
 PLUGINS = {
@@ -65,8 +66,7 @@ def test_the_held_out_loss_is_that_of_a_plain_loop(
         lr=1e-12,  # so that the weights stay what the plain loop has
         **flags,
     )
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    evaluations = [line["eval"]["other"] for line in lines if "eval" in line]
+    evaluations = [line["eval"]["other"] for line in read_evaluations(tmp_path / "run")]
     assert len(evaluations) == 2
     for figures in evaluations:
         assert figures["loss"] == pytest.approx(held_out_loss, rel=2e-3)  # bf16 against fp32

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from colossal_llama.cluster import Cluster
 from colossal_llama.metrics import Metrics
+from tests.conftest import read_evaluations
 
 
 @pytest.fixture
@@ -48,8 +49,8 @@ def test_every_step_is_written_whatever_the_interval(directory: Path) -> None:
     record(metrics, 7)
     metrics.close()
     lines = lines_of(directory)
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 6, 7]
-    assert lines[6] == {"step": 6, "eval": {"zh": {"loss": 1.25, "perplexity": 3.5}}}
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7]
+    assert read_evaluations(directory) == [{"step": 6, "eval": {"zh": {"loss": 1.25, "perplexity": 3.5}}}]
     assert {name: lines[0][name] for name in ("loss", "lr", "num_tokens", "grad_norm")} == {
         "loss": 2.5,
         "lr": 1e-3,
@@ -75,6 +76,7 @@ def test_resumed_run_writes_the_later_steps_anew(directory: Path) -> None:
     record(second, 4, loss=1.5)
     second.close()
     assert [(line["step"], line["loss"]) for line in lines_of(directory)] == [(1, 2.5), (2, 2.5), (3, 2.5), (4, 1.5)]
+    assert read_evaluations(directory) == []
     events = EventAccumulator(str(directory / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")][-2:] == [(3, 2.5), (4, 1.5)]
 

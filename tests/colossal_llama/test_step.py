@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from colossal_llama.batches import BatchReader, Shape
 from data_tools.bins import open_bins
 from tests.colossal_llama.runs import ROW_LENGTH, num_predicted, rows_of, summed_loss, weights_of
+from tests.conftest import read_evaluations
 
 Train = Callable[..., list[dict[str, Any]]]
 STEPS = 3
@@ -141,8 +141,7 @@ def test_held_out_loss_is_that_of_transformers(
     held_out = tiny_bins_dir / "part-00000"
     run = {**flags, **more, "mixed_precision": "fp32", "micro_batch_size": 3, "max_steps": 2, "eval_interval": 1}
     train(world_size, tmp_path / "run", **run, eval_dataset=[f"first={held_out}", f"all={tiny_bins_dir}"])
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    evaluations = [(line["step"], line["eval"]) for line in lines if "eval" in line]
+    evaluations = [(line["step"], line["eval"]) for line in read_evaluations(tmp_path / "run")]
     assert [step for step, _ in evaluations] == [1, 2]
     assert evaluations[0][1] != evaluations[1][1]
     rows = {"first": rows_of(held_out), "all": rows_of(tiny_bins_dir)}
