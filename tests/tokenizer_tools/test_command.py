@@ -234,6 +234,8 @@ def test_help_is_on_stdout_with_every_field_and_ends_with_0(capsys: pytest.Captu
 def test_of_the_ranks_of_a_host_only_the_first_speaks(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], num_lines: int
 ) -> None:
+    for name in ("RANK", "LOCAL_RANK", "SLURM_LOCALID"):  # a run in this process has left its own
+        monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert raising(UserError("x"))(["--name", "a"]) == 2
