@@ -101,6 +101,49 @@ def tiny_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, english_texts: 
     return write_llama_tokenizer(tmp_path_factory.mktemp("tiny") / "tokenizer", model.getvalue())
 
 
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@pytest.fixture(scope="session")
+def byte_level_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, english_texts: list[str]) -> Path:
+    """A byte-level BPE of 700 pieces as Llama-3 has it: only tokenizer.json, its control tokens behind the pieces."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
+    split = pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated")
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, letters])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([*english_texts[:20], *CHINESE], trainer)
+    controls = ["<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>"]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in controls])
+    start = [(controls[0], tokenizer.token_to_id(controls[0]))]
+    tokenizer.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(single=f"{controls[0]} $A", special_tokens=start),
+        ]
+    )
+    directory = tmp_path_factory.mktemp("byte_level") / "tokenizer"
+    directory.mkdir()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": controls[0],
+        "eos_token": controls[1],
+        "model_max_length": 4096,
+        "clean_up_tokenization_spaces": False,
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    (directory / "special_tokens_map.json").write_text(json.dumps({"bos_token": controls[0], "eos_token": controls[1]}))
+    return directory
+
+
 def write_jsonl(path: Path, records: list[dict[str, str]]) -> Path:
     """One JSON object a line."""
     path.parent.mkdir(parents=True, exist_ok=True)

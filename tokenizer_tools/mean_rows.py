@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from tokenizer_tools.pieces import BLANK
+from tokenizer_tools.spelling import BLANK
 from tokenizer_tools.tokenizer import TextEncoder
 
 if TYPE_CHECKING:

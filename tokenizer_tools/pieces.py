@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenizer_tools.command import UserError
+from tokenizer_tools.spelling import BLANK
 
-BLANK = "▁"  # what sentencepiece writes for a blank
 MAX_PIECE_CHARACTERS = 64  # a longer "word" is a line of text that lost its line break
 BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # names of the byte-fallback pieces: never text
 
