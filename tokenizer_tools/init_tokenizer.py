@@ -1,149 +1,147 @@
 """Expand a tokenizer: a source directory and a file of pieces come in, a new tokenizer directory goes out.
 
-Ids never move: the k-th new piece of the file gets id `old size + k`, intermediates follow behind the last one. The
-directory is proved (`verify_tokenizer`) before it gets its name, and carries `manifest.json` and a readable report.
+Ids never move: the k-th new piece of the file gets id `old size + k`, intermediates follow behind the last one, then
+reserved pieces. The directory is proved (`verify_tokenizer`) before it gets its name.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from simple_parsing import field
+
+from tokenizer_tools.closure import Closure, close
 from tokenizer_tools.command import UserError, command
-from tokenizer_tools.expand import ModelProto, append_pieces, find_intermediates, load_model, sift_known
 from tokenizer_tools.outputs import refuse_existing, whole_directory, write_json
-from tokenizer_tools.pieces import PieceFile, count_reasons, read_pieces
-from tokenizer_tools.tokenizer import fingerprint, load_slow_tokenizer, load_tokenizer
-from tokenizer_tools.tokenizer_files import MANIFEST, REPORT, SETTINGS_FILES, copy_files, refuse_overlap
+from tokenizer_tools.pieces import LeftOut, PieceFile, read_pieces
+from tokenizer_tools.proof_texts import Effect, close_without_changes, compare_texts
+from tokenizer_tools.readers import Readers
+from tokenizer_tools.texts import find_text_files, read_texts, split_paths
+from tokenizer_tools.tokenizer_files import MANIFEST, REPORT, refuse_overlap
+from tokenizer_tools.tokenizer_report import describe_expansion, readable_report
 from tokenizer_tools.verify_tokenizer import verify_expansion
+from tokenizer_tools.vocabulary import Vocabulary, open_vocabulary, sift
 
 log = logging.getLogger(__name__)
 
-MANIFEST_VERSION = 1
-REFUSED_LINES_ON_TERMINAL = 10
+LEFT_OUT_ON_TERMINAL = 10
 
 
 @dataclass
 class InitTokenizerConfig:
-    """Add new pieces to a LLaMA-style (sentencepiece BPE) tokenizer; old ids and old text stay as they are."""
+    """Add new pieces to a LLaMA-family tokenizer (sentencepiece or byte-level BPE); old ids and old text stay."""
 
     source_tokenizer_dir: Path
-    """tokenizer to start from: tokenizer.model, tokenizer_config.json, special_tokens_map.json"""
+    """tokenizer to start from: with tokenizer.model (LLaMA-2) or a byte-level tokenizer.json (Llama-3, Qwen, SmolLM)"""
     target_tokenizer_dir: Path
     """directory to write: for slow and fast AutoTokenizer, with manifest.json and tokenizer_report.md"""
     expand_tokens_file: Path
-    """new pieces, one {"piece": "你好"} a line, best first"""
+    """new pieces, one {"piece": "你好"} a line, best first; `▁` or a blank for a blank"""
+    strict: bool = False
+    """stop at the first line that is refused, instead of going on without it"""
+    max_intermediates: int | None = field(default=None)
+    """refuse the last pieces that need more than so many intermediate pieces on the way to them (default: no limit)"""
+    no_intermediates: bool = False
+    """refuse every piece that needs an intermediate piece on the way to it"""
+    pad_vocab_to_multiple_of: int = 1
+    """fill the vocabulary with reserved pieces to a multiple of this (of --tp of the training, or 64)"""
+    proof_texts: str = ""
+    """real text (.jsonl, .txt or directories, separated by commas): all tokenizers are compared on every document"""
+    forbid_old_text_changes: Path | None = field(default=None)
+    """text in the old language: refuse the pieces that would change how any of its documents is cut"""
     overwrite: bool = False
     """replace an existing target directory"""
+
+    def check(self) -> None:
+        """Raise UserError for values that cannot work."""
+        if self.no_intermediates and self.max_intermediates is not None:
+            raise UserError("--no_intermediates means --max_intermediates 0; give only one of them")
+        if self.max_intermediates is not None and self.max_intermediates < 0:
+            raise UserError(
+                f"--max_intermediates {self.max_intermediates}: has to be 0 or more; leave it out for no limit"
+            )
+        if self.pad_vocab_to_multiple_of < 1:
+            raise UserError(f"--pad_vocab_to_multiple_of {self.pad_vocab_to_multiple_of}: has to be 1 (none) or more")
+
+    @property
+    def limit(self) -> int | None:
+        """How many intermediates there may be."""
+        return 0 if self.no_intermediates else self.max_intermediates
 
 
 @command(InitTokenizerConfig)
 def main(config: InitTokenizerConfig) -> None:
     """The command: see InitTokenizerConfig for its flags."""
+    config.check()
     refuse_overlap(config.target_tokenizer_dir, config.source_tokenizer_dir)
     refuse_existing(config.target_tokenizer_dir, config.overwrite)
-    source = config.source_tokenizer_dir
-    model = load_model(source / "tokenizer.model")
-    found = sift_known(read_pieces(config.expand_tokens_file), model, _special_tokens(source, model))
-    _refuse_nothing_new(found)
-    intermediates = find_intermediates(model, list(found.pieces))
+    proof_files = find_text_files(split_paths(config.proof_texts))
+    vocabulary = open_vocabulary(config.source_tokenizer_dir)
+    found, closure = close_pieces(config, sift(read_pieces(config.expand_tokens_file), vocabulary), vocabulary)
+    _refuse_left_out(found, config.strict)
+    new = [*closure.pieces, *closure.intermediates]
+    reserved = reserved_pieces({*vocabulary.ids, *new}, config.pad_vocab_to_multiple_of)
     with whole_directory(config.target_tokenizer_dir, config.overwrite) as target:
-        new_pieces = [*found.pieces, *intermediates]
-        log.info("writing %d new pieces, %d of them intermediates", len(new_pieces), len(intermediates))
-        write_tokenizer(source, target, append_pieces(model, new_pieces))
+        log.info("writing %d new pieces, %d of them intermediates", len(new), len(closure.intermediates))
+        vocabulary.write(target, new, reserved)
         log.info("proving the written tokenizer")
-        num_texts = verify_expansion(source, target, new_pieces)
-        manifest = _manifest(source, target, found, intermediates, num_texts)
+        num_texts = verify_expansion(vocabulary, target, new, reserved)
+        effects: dict[str, Effect] = {}
+        if proof_files:
+            effects = compare_texts(Readers(vocabulary.directory), Readers(target), read_texts(proof_files))
+        manifest = describe_expansion(vocabulary, target, found, closure, reserved, num_texts, effects)
         write_json(target / MANIFEST, manifest)
-        report = readable_report(manifest, found, len(found.refused))
+        report = readable_report(manifest, found, len(found.refused) + len(found.skipped))
         (target / REPORT).write_text(report, encoding="utf-8")
-    print(readable_report(manifest, found, REFUSED_LINES_ON_TERMINAL), end="")
+    print(readable_report(manifest, found, LEFT_OUT_ON_TERMINAL), end="")
 
 
-def _special_tokens(source: Path, model: ModelProto) -> list[str]:
-    """The source's special and added tokens. Raises UserError if its vocabulary is more than tokenizer.model."""
-    tokenizer = load_slow_tokenizer(source)
-    beyond = {token: i for token, i in tokenizer.get_added_vocab().items() if i >= len(model.pieces)}
-    if beyond:
+def close_pieces(config: InitTokenizerConfig, found: PieceFile, vocabulary: Vocabulary) -> tuple[PieceFile, Closure]:
+    """The pieces that can stay, and their closure; the others are among the refused lines, with the reason."""
+    pieces = {vocabulary.spell(piece): piece for piece in found.pieces}
+    if config.forbid_old_text_changes is None:
+        closure = close(vocabulary, list(pieces), config.limit)
+    else:
+        texts = [text for _, text in read_texts(find_text_files([config.forbid_old_text_changes]))]
+        closure = close_without_changes(vocabulary, list(pieces), config.limit, texts)
+    left_out = [
+        LeftOut(found.pieces[pieces[string]], reason, f"{pieces[string]!r} {detail}")
+        for string, (reason, detail) in closure.refused.items()
+    ]
+    kept = {pieces[string]: found.pieces[pieces[string]] for string in closure.pieces}
+    return replace(
+        found, pieces=kept, refused=sorted([*found.refused, *left_out], key=lambda entry: entry.line)
+    ), closure
+
+
+def _refuse_left_out(found: PieceFile, strict: bool) -> None:
+    """Raise UserError if no piece is left, or if any line is refused and `strict` forbids it."""
+    left_out = [*found.refused, *found.skipped]
+    first = found.describe(left_out[0]) if left_out else ""
+    if strict and found.refused:
         raise UserError(
-            f"{source}: has added tokens beyond tokenizer.model ({_some(beyond)}), whose ids new pieces would take; "
-            "start from the tokenizer without them"
+            f"{first}; correct or remove the line, or leave out --strict ({len(found.refused)} are refused)"
         )
-    fast_ids = load_tokenizer(source).get_vocab()
-    apart = {entry.piece: i for i, entry in enumerate(model.pieces) if fast_ids.get(entry.piece) != i}
-    if apart or len(fast_ids) != len(model.pieces):
-        raise UserError(
-            f"{source}: tokenizer.json and tokenizer.model hold different vocabularies ({_some(apart or fast_ids)}); "
-            "remove the one that is out of date"
-        )
-    return [*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()]
-
-
-def _some(ids: dict[str, int]) -> str:
-    return ", ".join(f"{token!r}: {i}" for token, i in list(ids.items())[:3])
-
-
-def _refuse_nothing_new(found: PieceFile) -> None:
     if not found.pieces:
-        left_out = [*found.refused, *found.skipped]
-        first = f", for example {found.describe(left_out[0])}" if left_out else ""
         raise UserError(
-            f"{found.path}: no new piece in {found.num_read} lines{first}; "
+            f"{found.path}: no new piece in {found.num_read} lines{', for example ' if first else ''}{first}; "
             'write one {"piece": "..."} a line, with text that the tokenizer does not have yet'
         )
 
 
-def write_tokenizer(source: Path, target: Path, model: ModelProto) -> None:
-    """Write `model` with the settings of `source`: the slow tokenizer's file first, the fast one's made from it."""
-    copy_files(source, target, SETTINGS_FILES)
-    (target / "tokenizer.model").write_bytes(model.SerializeToString())
-    load_tokenizer(target).backend_tokenizer.save(str(target / "tokenizer.json"))
-
-
-def _manifest(source: Path, target: Path, found: PieceFile, intermediates: list[str], num_texts: int) -> dict[str, Any]:
-    old, new = load_tokenizer(source), load_tokenizer(target)
-    return {
-        "version": MANIFEST_VERSION,
-        "kind": "tokenizer",
-        "source_tokenizer_fingerprint": fingerprint(old),
-        "tokenizer_fingerprint": fingerprint(new),
-        "vocab_size": {"before": len(old), "after": len(new)},
-        "pieces": {
-            "read": found.num_read,
-            "added": len(found.pieces),
-            "skipped": count_reasons(found.skipped),
-            "refused": count_reasons(found.refused),
-        },
-        "intermediates": intermediates,
-        "unreachable": 0,  # verify_expansion raises otherwise, as it does for old text that changed
-        "old_text_changes": 0,
-        "texts_compared": num_texts,
-    }
-
-
-def readable_report(manifest: dict[str, Any], found: PieceFile, num_lines: int) -> str:
-    """The manifest as Markdown, with the first `num_lines` refused lines of the pieces file by `file:line: reason`."""
-    sizes, pieces, intermediates = manifest["vocab_size"], manifest["pieces"], manifest["intermediates"]
-    lines = [
-        "# Expanded tokenizer",
-        "",
-        f"- vocabulary: {sizes['before']} -> {sizes['after']}",
-        f"- lines read: {pieces['read']}",
-        f"- pieces added: {pieces['added']}, with {len(intermediates)} intermediate pieces that lead to them",
-        *(f"- skipped, {reason}: {count}" for reason, count in pieces["skipped"].items()),
-        *(f"- refused, {reason}: {count}" for reason, count in pieces["refused"].items()),
-        "- pieces that no text can produce: 0",
-        f"- texts without new pieces whose ids changed: 0 (compared {manifest['texts_compared']} texts)",
-        f"- fingerprint: {manifest['tokenizer_fingerprint']}",
-    ]
-    if found.refused:
-        lines += ["", "## Refused lines", "", *(f"- {found.describe(entry)}" for entry in found.refused[:num_lines])]
-    if len(found.refused) > num_lines:
-        lines.append(f"- and {len(found.refused) - num_lines} more in {REPORT}")
-    return "\n".join(lines) + "\n"
+def reserved_pieces(taken: set[str], multiple: int) -> list[str]:
+    """`<reserved_0>`, ...: as many free names as bring the size of `taken` to a multiple of `multiple`."""
+    names: list[str] = []
+    number = 0
+    while (len(taken) + len(names)) % multiple:
+        name = f"<reserved_{number}>"
+        number += 1
+        if name not in taken:
+            names.append(name)
+    return names
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def parse_line(raw: bytes) -> tuple[str, str | None]:
         return "", "not an object"
     if not isinstance(record.get("piece"), str):
         return "", 'no string "piece"'
-    piece = record["piece"]
+    piece = record["piece"].replace(" ", BLANK)  # a blank may be written either way
     reason = fault_of(piece)
     return (piece, None) if reason is None else ("", reason)
 

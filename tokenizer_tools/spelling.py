@@ -38,3 +38,16 @@ def spell_bytes(piece: str) -> str:
 
     spelled = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(piece.replace(BLANK, " "))
     return "".join(part for part, _ in spelled)
+
+
+def text_of_characters(string: str) -> str | None:
+    """`▁你好` -> ` 你好`: the text that a sentencepiece vocabulary keeps as `string`."""
+    return string.replace(BLANK, " ")
+
+
+def text_of_bytes(string: str) -> str | None:
+    """`Ġä½ł` -> ` 你`: the text that a byte-level vocabulary keeps as `string`; None for a part of a character."""
+    from tokenizers.decoders import ByteLevel
+
+    text = ByteLevel().decode([string])
+    return text if spell_bytes(text) == string else None
