@@ -3,10 +3,8 @@
 `python -m colossal_llama.evaluate --model DIR --data PATH`. The tokenizer is the one beside the weights. Compare models
 with different vocabularies by bits per byte: the loss is a mean per token, and tokens change with the vocabulary.
 
-A document is scored in windows of --max_length tokens that begin with the last token of the window before (or BOS), so
-every token of the text is predicted exactly once; the end-of-sequence token is not counted. (Without BOS a
-document's first token has nothing before it and is not scored.) Where a record has a
-`source`, only its `target` is scored.
+With `--baseline DIR`, the model that this one was grown from, both are scored on the same documents, one after the
+other in memory, and a start that is not worth a cluster is refused with exit code 2: see `gate.py`.
 """
 
 from __future__ import annotations
@@ -15,23 +13,23 @@ import json
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simple_parsing import field, flag
 
-from data_tools.encode import encode_records
+from colossal_llama.gate import Bounds, check_same_start, judge, new_ids_of, print_comparison, rank_rows
+from colossal_llama.scoring import Sums, score_records, total_of
 from data_tools.records import Record, find_files, parse_line, read_lines
 from tokenizer_tools.command import UserError, command
 from tokenizer_tools.tokenizer import TextEncoder, load_tokenizer
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
+    from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
 
-NATS_PER_BIT = math.log(2)
+DEFAULT_BOUNDS = Bounds(max_increase=2.0, max_increase_old=0.2, min_row_rank=0.8)
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,18 @@ class EvaluateConfig:
     """Hugging Face model directory with its tokenizer."""
     data: list[Path]
     """jsonl files of {"source", "target", "category"} lines, or directories of them."""
+    baseline: Path | None = field(default=None)
+    """The model directory that --model was grown from: score both, and refuse a bad start with exit code 2."""
+    max_increase: float | None = field(default=None)
+    """With --baseline: bits per byte that a category with new pieces may cost more than before (default 2)."""
+    max_increase_old: float | None = field(default=None)
+    """The same where less than 1 in 100 tokens is a new piece: in the old language (default 0.2)."""
+    min_row_rank: float | None = field(default=None)
+    """With --baseline: how much more a new row is like the old rows of its own piece than like those of others, 1 for
+    always, 0.5 for chance (default 0.8; 0 to let rows pass that have nothing to do with their pieces)."""
     max_length: int = 1024
-    """Window in tokens; longer documents are scored in several."""
+    """Window in tokens; longer documents are scored in several. Not more than the models were trained on: beyond that
+    the figures say little, least of all compared, since the old tokenizer fills more windows with the same text."""
     batch_tokens: int = 4096
     """Tokens, padding included, taken through the model at once."""
     max_documents: int | None = field(default=None)
@@ -51,65 +59,100 @@ class EvaluateConfig:
     json: bool = flag(default=False)
     """Print one JSON document instead of a table."""
 
-
-@dataclass(frozen=True)
-class Window:
-    """Consecutive ids of a document; the loss counts from position `loss_start` on."""
-
-    category: str
-    input_ids: list[int]
-    loss_start: int
-
-
-@dataclass
-class Sums:
-    """What is added up over windows and documents; every figure is a ratio of these."""
-
-    nats: float = 0.0
-    num_tokens: int = 0
-    num_correct: int = 0
-    num_bytes: int = 0
-    num_documents: int = 0
-
-    def add(self, other: Sums) -> None:
-        """Add in place."""
-        self.nats += other.nats
-        self.num_tokens += other.num_tokens
-        self.num_correct += other.num_correct
-        self.num_bytes += other.num_bytes
-        self.num_documents += other.num_documents
-
-    def figures(self) -> dict[str, float]:
-        """Loss in nats a token, perplexity, share of tokens predicted first, bits a UTF-8 byte of the text."""
-        loss = self.nats / max(1, self.num_tokens)
-        return {
-            "loss": loss,
-            "perplexity": math.exp(min(loss, 700.0)),
-            "accuracy": self.num_correct / max(1, self.num_tokens),
-            "bits_per_byte": self.nats / NATS_PER_BIT / max(1, self.num_bytes),
-            "tokens": self.num_tokens,
-            "bytes": self.num_bytes,
-            "documents": self.num_documents,
-        }
+    def bounds(self) -> Bounds:
+        """The gate's bounds. Raises UserError for one without --baseline or one that bounds nothing."""
+        names = ("max_increase", "max_increase_old", "min_row_rank")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        for name, value in given.items():
+            if self.baseline is None:
+                raise UserError(f"--{name} {value:g} bounds a comparison; add --baseline DIR, the model before it grew")
+            if not math.isfinite(value):
+                raise UserError(f"--{name} {value:g} bounds nothing; give a finite number")
+        return replace(DEFAULT_BOUNDS, **given)
 
 
 @command(EvaluateConfig)
 def main(config: EvaluateConfig) -> None:
-    """Evaluate and print."""
+    """Evaluate and print; with --baseline, compare and refuse."""
     if config.max_length < 2:
         raise UserError(f"--max_length {config.max_length}: a window needs at least 2 tokens")
+    bounds = config.bounds()
     records = read_records(config.data, config.max_documents)
-    from colossal_llama.host import inference_device, keep_freed_memory
-    from colossal_llama.model import load_model
-
-    keep_freed_memory()
-    encoder = TextEncoder(load_tokenizer(config.model))
-    model = load_model(config.model, "auto", "sdpa", use_grad_checkpoint=False).to(inference_device()).eval()
-    result = evaluate(model, encoder, records, config.max_length, config.batch_tokens)
+    if config.baseline is not None:
+        compare(config, config.baseline, records, bounds)
+        return
+    model, tokenizer = load(config.model)
+    result = as_json(score_model(config.model, model, tokenizer, records, config, range(0)))
     if config.json:
         print(json.dumps(result, ensure_ascii=False))
     else:
         print_table(result)
+
+
+def compare(config: EvaluateConfig, baseline_dir: Path, records: list[Record], bounds: Bounds) -> None:
+    """Score both models, print them side by side, raise UserError if the gate stays shut."""
+    old_tokenizer, new_tokenizer = load_tokenizer(baseline_dir), load_tokenizer(config.model)
+    check_same_start(TextEncoder(old_tokenizer), TextEncoder(new_tokenizer))
+    new_ids = new_ids_of(old_tokenizer.get_vocab(), new_tokenizer.get_vocab())
+    model, _ = load(config.model)
+    scores = score_model(config.model, model, new_tokenizer, records, config, new_ids)
+    row_ranks = rank_rows(model, old_tokenizer, new_tokenizer, new_ids)
+    del model  # there need not be memory for two
+    model, _ = load(baseline_dir)
+    old_scores = score_model(baseline_dir, model, old_tokenizer, records, config, new_ids)
+    verdict = judge(old_scores, scores, row_ranks, bounds)
+    if config.json:
+        both = {"model": as_json(scores), "baseline": as_json(old_scores), "gate": verdict.as_json()}
+        print(json.dumps(both, ensure_ascii=False))
+    else:
+        print_comparison(verdict, old_scores, scores, f"{baseline_dir} -> {config.model}")
+    if verdict.faults:
+        sys.stdout.flush()  # the table stands before its reason
+        raise UserError(
+            f"{config.model} is no start to train from: {'; '.join(verdict.faults)}; "
+            f"make it anew from {baseline_dir} with init_model, or loosen the bound if you mean it"
+        )
+
+
+def load(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The model, where it will run, and its tokenizer. Raises UserError if the model lacks rows for the tokenizer."""
+    from colossal_llama.host import inference_device, keep_freed_memory
+    from colossal_llama.model import load_model
+
+    keep_freed_memory()
+    tokenizer = load_tokenizer(directory)
+    model = load_model(directory, "auto", "sdpa", use_grad_checkpoint=False)
+    num_rows = model.get_input_embeddings().weight.shape[0]
+    if num_rows < len(tokenizer):
+        raise UserError(
+            f"{directory}: the embedding has {num_rows} rows, but the tokenizer beside it has {len(tokenizer)} pieces; "
+            "grow the model to this tokenizer with init_model"
+        )
+    return model.to(inference_device()).eval(), tokenizer
+
+
+def score_model(
+    directory: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    records: list[Record],
+    config: EvaluateConfig,
+    new_ids: range,
+) -> dict[str, Sums]:
+    """The sums of each category. Raises UserError if one is no number: a broken model is not compared."""
+    scores = score_records(model, TextEncoder(tokenizer), records, config.max_length, config.batch_tokens, new_ids)
+    for name, sums in scores.items():
+        if not math.isfinite(sums.nats):
+            raise UserError(f"{directory}: the loss of {name} is {sums.nats}; the weights are broken, make them anew")
+    return scores
+
+
+def as_json(scores: dict[str, Sums]) -> dict[str, Any]:
+    """{"categories": {name: figures}, "total": figures}; see `Sums.figures`."""
+    return {
+        "categories": {name: sums.figures() for name, sums in scores.items()},
+        "total": total_of(scores).figures(),
+    }
 
 
 def read_records(paths: list[Path], max_documents: int | None) -> list[Record]:
@@ -131,77 +174,6 @@ def read_records(paths: list[Path], max_documents: int | None) -> list[Record]:
     if not records:
         raise UserError(f"--data {', '.join(map(str, paths))}: holds no document; name jsonl files of records")
     return records
-
-
-def evaluate(
-    model: PreTrainedModel, encoder: TextEncoder, records: list[Record], max_length: int, batch_tokens: int
-) -> dict[str, Any]:
-    """{"categories": {name: figures}, "total": figures}; see `Sums.figures`."""
-    from tqdm import tqdm
-
-    sums: dict[str, Sums] = defaultdict(Sums)
-    windows = []
-    for record, sequence in zip(records, encode_records(encoder, records), strict=True):
-        sums[record.category].add(Sums(num_bytes=len(record.target.encode()), num_documents=1))
-        if sequence is not None:
-            ids = sequence.input_ids[: len(sequence.input_ids) - len(encoder.eos_ids)]
-            windows += list(cut_windows(record.category, ids, sequence.loss_start, max_length))
-    for batch in tqdm(list(batches(windows, batch_tokens)), desc="evaluating", unit="batch", disable=None):
-        for window, window_sums in zip(batch, score(model, batch), strict=True):
-            sums[window.category].add(window_sums)
-    total = Sums()
-    for part in sums.values():
-        total.add(part)
-    return {"categories": {name: sums[name].figures() for name in sorted(sums)}, "total": total.figures()}
-
-
-def cut_windows(category: str, input_ids: list[int], loss_start: int, max_length: int) -> Iterator[Window]:
-    """Windows of at most `max_length` ids; each begins with the last id of the one before."""
-    for start in range(0, max(1, len(input_ids) - 1), max_length - 1):
-        ids = input_ids[start : start + max_length]
-        if len(ids) > max(1, loss_start - start):
-            yield Window(category, ids, max(1, loss_start - start))
-
-
-def batches(windows: list[Window], batch_tokens: int) -> Iterator[list[Window]]:
-    """Windows of like length together, so that little is padded; longest first: memory runs out at once or never."""
-    batch: list[Window] = []
-    for window in sorted(windows, key=lambda window: -len(window.input_ids)):
-        if batch and (len(batch) + 1) * len(batch[0].input_ids) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(window)
-    if batch:
-        yield batch
-
-
-def score(model: PreTrainedModel, batch: list[Window]) -> list[Sums]:
-    """Sums of each window. Padding is on the right, where causal attention keeps it out of every token's sight."""
-    import torch
-
-    length = len(batch[0].input_ids)
-    input_ids = torch.zeros(len(batch), length, dtype=torch.int64)
-    counts = torch.zeros(len(batch), length, dtype=torch.bool)  # whether position i is predicted by position i - 1
-    for line, window in enumerate(batch):
-        input_ids[line, : len(window.input_ids)] = torch.tensor(window.input_ids)
-        counts[line, window.loss_start : len(window.input_ids)] = True
-    input_ids, counts = input_ids.to(model.device), counts[:, 1:].to(model.device)
-    nats, correct = token_scores(model, input_ids)
-    columns = zip(
-        (nats * counts).sum(1).tolist(), counts.sum(1).tolist(), (correct & counts).sum(1).tolist(), strict=True
-    )
-    return [Sums(nats=n, num_tokens=t, num_correct=c) for n, t, c in columns]
-
-
-def token_scores(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """input_ids [rows, length] -> -log p of each next token (fp64) and whether it was likeliest, [rows, length - 1]."""
-    import torch
-
-    with torch.inference_mode():
-        logits = model(input_ids=input_ids).logits[:, :-1].float()
-        targets = input_ids[:, 1:]
-        nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        return nats.view_as(targets).double(), logits.argmax(-1) == targets
 
 
 def print_table(result: dict[str, Any]) -> None:

@@ -121,7 +121,7 @@ def check_world(config: TrainConfig, world_size: int, vocab_size: int, row_lengt
     if vocab_size % config.tp:
         raise UserError(
             f"vocabulary of {vocab_size} pieces with --tp {config.tp}: each rank needs an equal slice; "
-            f"use a --tp that divides it or add {-vocab_size % config.tp} more pieces in init_tokenizer"
+            f"use a --tp that divides it or expand with `init_tokenizer --pad_vocab_to_multiple_of {config.tp}`"
         )
     if row_length % config.sp:
         raise UserError(

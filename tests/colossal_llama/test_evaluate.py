@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from colossal_llama import evaluate
-from colossal_llama.evaluate import Window, batches, cut_windows
+from colossal_llama.scoring import Window, batches, cut_windows
 from tests.conftest import write_jsonl
 
 RECORDS = [
