@@ -23,13 +23,16 @@ THIS_FILE = "tests/test_house.py"  # it holds every word that it forbids
 
 HEIGHT = {"tokenizer_tools": 0, "data_tools": 1, "colossal_llama": 2, "train": 3}
 OUTSIDE = ("tests", "examples", "benchmarks", "scripts")
-TORCH_ROOMS = ("tokenizer_tools/init_model.py", "tokenizer_tools/mean_rows.py", "tokenizer_tools/shards.py")
+TORCH_ROOMS = tuple(
+    f"tokenizer_tools/{room}.py"
+    for room in ("init_model", "grow_model", "growth", "initialisers", "shards", "weight_files")
+)
 DATA_TOOLS_READS = ("command", "outputs", "tokenizer")
 DEVICE_ROOMS = ("colossal_llama/host.py", "colossal_llama/plugins.py")
 LAYERS = {
     "facts": ("config", "cluster", "host", "host_kernels", "mends", "upstream", "progress", "batch", "loss"),
     "parts": ("plugins", "model", "optim", "batches", "step", "checkpoint", "metrics"),
-    "joins": ("build", "loop", "evaluate", "export", "generate"),
+    "joins": ("build", "loop", "evaluate", "scoring", "gate", "export", "generate"),
 }
 LAYER_READS = {"facts": ("facts",), "parts": ("facts",), "joins": ("facts", "parts", "joins")}
 CATCH_ALLS = ("utils.py", "common.py", "helpers.py")

@@ -1,12 +1,10 @@
-"""Compare tokenizers on the same text: directories and data come in, a table (or one JSON document) goes out."""
+"""Compare tokenizers on the same text: tokenizers and data come in, tables (or one JSON document, a file) go out."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from rich.box import SIMPLE
@@ -16,112 +14,133 @@ from simple_parsing import field
 from tqdm import tqdm
 
 from tokenizer_tools.command import UserError, command
+from tokenizer_tools.figures import open_tokenizer, tally
+from tokenizer_tools.outputs import write_whole_file
+from tokenizer_tools.result_files import check_plot_name, draw_bars, refuse_existing_files
 from tokenizer_tools.texts import find_text_files, read_texts, split_paths
-from tokenizer_tools.tokenizer import TextEncoder, load_tokenizer
 
-DOCUMENTS_PER_BATCH = 512
-COLUMNS = {  # heading of the table: name of the figure, its form
-    "documents": ("documents", "{:,}"),
-    "tokens": ("tokens", "{:,}"),
+RATIOS = {  # heading of a table: name of the figure, its form
     "tokens/char": ("tokens_per_character", "{:.4f}"),
     "tokens/byte": ("tokens_per_byte", "{:.4f}"),
     "tokens/doc": ("tokens_per_document", "{:.1f}"),
 }
+GROUPS = {"language": "languages", "category": "categories"}
+Rows = list[list[str]]
 
 
 @dataclass
 class CompareTokenizersConfig:
-    """Vocabulary size, compression and average length of tokenizers on the same text, per category."""
+    """Vocabulary size, compression rate and average length of tokenizers on the same text, per category and language.
+
+    The compression rate is tokens per character. The language is that of the script with the most letters.
+    """
 
     tokenizers: list[Path] = field(positional=True)
-    """tokenizer directories"""
+    """tokenizer directories (Hugging Face, sentencepiece or byte-level) and sentencepiece files (.model)"""
     data: str = field()
-    """.jsonl or .txt files or directories of them, separated by commas"""
+    """.jsonl or .txt files or directories of them, separated by commas; a document is a sample"""
     json: bool = False
     """print one JSON document instead of tables"""
+    markdown: Path | None = None
+    """file to write the tables to as Markdown"""
+    plot: Path | None = None
+    """file to draw tokens per character to, per tokenizer, language and category (.png)"""
+    overwrite: bool = False
+    """replace existing files"""
 
-
-@dataclass
-class Counts:
-    """What a tokenizer made of some documents."""
-
-    documents: int = 0
-    tokens: int = 0
-    characters: int = 0
-    bytes: int = 0
-
-    def add(self, text: str, num_tokens: int) -> None:
-        """Count one document."""
-        self.documents += 1
-        self.tokens += num_tokens
-        self.characters += len(text)
-        self.bytes += len(text.encode())
-
-    def figures(self) -> dict[str, float]:
-        """The counts and their ratios, by their names in the JSON document; a ratio of no text is 0."""
-        return {
-            **vars(self),
-            "tokens_per_character": self.tokens / max(self.characters, 1),
-            "tokens_per_byte": self.tokens / max(self.bytes, 1),
-            "tokens_per_document": self.tokens / max(self.documents, 1),
-        }
+    def check(self) -> None:
+        """Raise UserError for values that cannot work."""
+        if not self.tokenizers:
+            raise UserError("no tokenizer given; name one or more directories or sentencepiece files")
+        refuse_existing_files([self.markdown, self.plot], self.overwrite)
+        check_plot_name(self.plot)
 
 
 @command(CompareTokenizersConfig)
 def main(config: CompareTokenizersConfig) -> None:
     """The command: see CompareTokenizersConfig for its flags."""
-    if not config.tokenizers:
-        raise UserError("no tokenizer directory given; name one or more")
+    config.check()
     files = find_text_files(split_paths(config.data))
     if not files:
         raise UserError("--data names no path; name .jsonl or .txt files or directories of them")
-    tokenizers = {str(directory): load_tokenizer(directory) for directory in config.tokenizers}
-    encoders = {name: TextEncoder(tokenizer) for name, tokenizer in tokenizers.items()}
+    opened = {str(path): open_tokenizer(path) for path in config.tokenizers}
     documents = tqdm(read_texts(files), desc="encoding", unit="doc", disable=None)
-    counts = compare(encoders, documents)
-    result = {name: {"vocab_size": len(tokenizers[name]), **_figures(counts[name])} for name in tokenizers}
+    tallies = tally({name: encoder for name, (_, encoder) in opened.items()}, documents)
+    result = {name: {"vocab_size": opened[name][0], **tallies[name].figures()} for name in opened}
+    if config.markdown is not None:
+        write_whole_file(config.markdown, markdown_of(result))
+    if config.plot is not None:
+        draw_comparison(config.plot, result)
     if config.json:
         print(json.dumps({"tokenizers": result}, ensure_ascii=False, indent=2))
     else:
-        _print_tables(result)
+        print_tables(result)
 
 
-def compare(encoders: dict[str, TextEncoder], documents: Iterable[tuple[str, str]]) -> dict[str, dict[str, Counts]]:
-    """{encoder: {category: counts}} over (category, text) documents. Control tokens (BOS, EOS) are not counted."""
-    counts: dict[str, dict[str, Counts]] = {name: {} for name in encoders}
-    for batch in _batches(documents):
-        texts = [text for _, text in batch]
-        for name, encoder in encoders.items():
-            for (category, text), ids in zip(batch, encoder.encode_batch(texts), strict=True):
-                counts[name].setdefault(category, Counts()).add(text, len(ids))
-    return counts
+def tables(result: dict[str, dict]) -> dict[str, Rows]:
+    """{title: rows, the headings first}: the tokenizers side by side on all text, then by language and category."""
+    overview = [["", "tokenizer", "pieces", "tokens", *RATIOS]]
+    for number, (name, tokenizer) in enumerate(result.items(), start=1):
+        overview.append([f"#{number}", name, f"{tokenizer['vocab_size']:,}", *_cells(tokenizer["total"])])
+    by_title = {_title_of(next(iter(result.values()))["total"]): overview}
+    for singular, plural in GROUPS.items():
+        rows = [[singular, "documents", "", "tokens", *RATIOS]]
+        for name, figures in next(iter(result.values()))[plural].items():
+            for number, tokenizer in enumerate(result.values(), start=1):
+                head = [name, f"{figures['documents']:,}"] if number == 1 else ["", ""]
+                rows.append([*head, f"#{number}", *_cells(tokenizer[plural][name])])
+        by_title[f"By {singular}"] = rows
+    return by_title
 
 
-def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    iterator = iter(documents)
-    while batch := list(islice(iterator, DOCUMENTS_PER_BATCH)):
-        yield batch
+def _title_of(total: dict[str, float]) -> str:
+    return f"{total['documents']:,} documents, {total['characters']:,} characters, {total['bytes']:,} bytes"
 
 
-def _figures(counts: dict[str, Counts]) -> dict[str, dict]:
-    total = Counts(*(sum(column) for column in zip(*(vars(each).values() for each in counts.values()), strict=True)))
-    return {
-        "categories": {category: counts[category].figures() for category in sorted(counts)},
-        "total": total.figures(),
+def _cells(figures: dict[str, float]) -> list[str]:
+    return [f"{figures['tokens']:,}", *(form.format(figures[key]) for key, form in RATIOS.values())]
+
+
+def print_tables(result: dict[str, dict]) -> None:
+    """The tables on stdout."""
+    console = Console()
+    for title, (headings, *rows) in tables(result).items():
+        table = Table(title=title, title_justify="left", box=SIMPLE)
+        for column, heading in enumerate(headings):
+            left = column == 0 or heading == "tokenizer"
+            table.add_column(heading, justify="left" if left else "right", no_wrap=not left, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+
+
+def markdown_of(result: dict[str, dict]) -> str:
+    """The tables as a Markdown document."""
+    lines = ["# Tokenizers compared", ""]
+    for title, (headings, *rows) in tables(result).items():
+        lines += [f"## {title}", ""]
+        rule = [":---" if heading in ("", "tokenizer", *GROUPS) else "---:" for heading in headings]
+        lines += ["| " + " | ".join(_escape(cell) for cell in row) + " |" for row in (headings, rule, *rows)] + [""]
+    return "\n".join(lines)
+
+
+def _escape(cell: str) -> str:
+    return cell.replace("|", "\\|")
+
+
+def draw_comparison(path: Path, result: dict[str, dict]) -> None:
+    """Tokens per character as bars: all text, then each language and each category."""
+    some = next(iter(result.values()))
+    places = [(group, name) for group in GROUPS.values() for name in some[group]]
+    groups = ["all text", *(name for _, name in places)]
+    bars = {
+        f"{name} ({tokenizer['vocab_size']:,} pieces)": [
+            figures["tokens_per_character"]
+            for figures in (tokenizer["total"], *(tokenizer[group][name] for group, name in places))
+        ]
+        for name, tokenizer in result.items()
     }
-
-
-def _print_tables(result: dict[str, dict]) -> None:
-    """A table a tokenizer on stdout, one line a category."""
-    for name, tokenizer in result.items():
-        table = Table(title=f"{name}: {tokenizer['vocab_size']} pieces", title_justify="left", box=SIMPLE)
-        table.add_column("category")
-        for heading in COLUMNS:
-            table.add_column(heading, justify="right", no_wrap=True)
-        for category, figures in [*tokenizer["categories"].items(), ("total", tokenizer["total"])]:
-            cells = [form.format(figures[key]) for key, form in COLUMNS.values()]
-            table.add_row(category, *cells)
-        Console().print(table)
+    draw_bars(path, groups, bars, "tokens per character: less is better")
 
 
 if __name__ == "__main__":

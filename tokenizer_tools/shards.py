@@ -1,26 +1,39 @@
-"""The weights of a model directory: its safetensors files come in one by one, and go out with some tensors changed.
+"""The weights of a model directory: its files come in one by one, and go out with some matrices grown.
 
-Only one shard is in memory at a time, and shards without an embedding matrix are copied as they are.
+A file without a matrix that grows is copied as it is; of the others only the growing matrices are ever in memory.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tqdm import tqdm
 
 from tokenizer_tools.command import UserError
 from tokenizer_tools.outputs import read_json, write_json
+from tokenizer_tools.weight_files import (
+    TensorInfo,
+    WeightFile,
+    copy_bytes,
+    open_weights,
+    tensor_bytes,
+    write_safetensors,
+)
 
 if TYPE_CHECKING:
     import torch
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+SOURCES = (SINGLE_FILE, INDEX_FILE, "pytorch_model.bin", "pytorch_model.bin.index.json")  # as transformers prefers them
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth")
+GIGABYTE = 10**9
 
 
 def holds_weights(directory: Path) -> bool:
@@ -33,77 +46,139 @@ def is_weights(path: Path) -> bool:
     return any(path.match(pattern) for pattern in WEIGHT_PATTERNS)
 
 
-def list_shards(directory: Path) -> list[str]:
-    """Names of the safetensors files of a model. Raises UserError if there are none, or one of the index is missing."""
-    if (directory / INDEX_FILE).is_file():
-        index = read_json(directory / INDEX_FILE, "the index of a sharded model")
-        names = sorted(set(index.get("weight_map", {}).values()))
-    else:
-        names = [SINGLE_FILE]
-    for name in names:
-        if not (directory / name).is_file():
-            raise UserError(f"{directory / name}: no such file; {_way_out(directory)}")
-    if not names:
-        raise UserError(f"{directory / INDEX_FILE}: names no file in its weight_map; fetch the model again")
-    return names
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a model: its files in order, the index that names them, and which tensor is in which file."""
+
+    directory: Path
+    files: list[WeightFile]
+    index: dict[str, Any] | None
+    file_of: dict[str, WeightFile]
+
+    def info(self, name: str) -> TensorInfo:
+        """What the header says of a tensor. Raises KeyError if the model has none of that name."""
+        return self.file_of[name].infos[name]
 
 
-def _way_out(directory: Path) -> str:
-    if any(directory.glob("*.bin")):
-        return ".bin weights are not read (pickle); save the model anew as safetensors, with save_pretrained"
-    return "name a complete model directory with safetensors weights"
+def read_weights(directory: Path) -> Weights:
+    """Open the weights of a model directory, headers only.
+
+    Raises UserError if there are none, if the index names an absent file or tensor, or for a file cut or broken.
+    """
+    first = next((name for name in SOURCES if (directory / name).is_file()), None)
+    if first is None:
+        raise UserError(f"{directory}: holds none of {', '.join(SOURCES)}; name a complete model directory")
+    index = read_json(directory / first, "the index of a sharded model") if first.endswith(".json") else None
+    names = [first] if index is None else _files_of_index(directory / first, index)
+    files = [open_weights(directory / name) for name in names]
+    weights = Weights(directory, files, index, {name: file for file in files for name in file.infos})
+    for tensor, name in (index or {}).get("weight_map", {}).items():
+        if tensor not in weights.file_of or weights.file_of[tensor].path.name != name:
+            raise UserError(f"{directory / first}: {tensor} is not in {name}; fetch the model again")
+    return weights
 
 
-def tensor_shapes(directory: Path, wanted: Collection[str]) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of those `wanted` tensors that the model has. Raises UserError for a file that is cut or broken."""
-    from safetensors import safe_open
+def _files_of_index(path: Path, index: dict[str, Any]) -> list[str]:
+    names = index.get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise UserError(f"{path}: names no file in its weight_map; fetch the model again")
+    for name in names.values():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(f"{path}: names {name!r}, which is no file beside it; fetch the model again")
+    files = sorted(set(names.values()))
+    missing = [name for name in files if not (path.parent / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{path.parent / missing[0]}: no such file, but {path.name} names it ({len(missing)} of {len(files)} files "
+            "are missing); fetch the model again"
+        )
+    return files
 
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name in list_shards(directory):
-        try:
-            with safe_open(directory / name, framework="pt") as shard:
-                shapes |= {key: tuple(shard.get_slice(key).get_shape()) for key in shard.keys() if key in wanted}  # noqa: SIM118
-        except Exception as error:  # safetensors has its own error class, and the file's OSErrors
-            raise UserError(f"{directory / name}: not a whole safetensors file ({error}); fetch it again") from None
-    return shapes
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be written: per file its name and its tensors, the grown ones with their new shapes."""
+
+    files: list[tuple[WeightFile, str, dict[str, TensorInfo]]]
+    grown: Mapping[str, int]
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of all tensors together."""
+        return sum(info.num_bytes for _, _, infos in self.files for info in infos.values())
+
+    @property
+    def num_parameters(self) -> int:
+        """The numbers in all tensors together."""
+        return sum(math.prod(info.shape) for _, _, infos in self.files for info in infos.values())
 
 
-def rewrite_shards(
-    source: Path, target: Path, names: Collection[str], change: Callable[[str, torch.Tensor], torch.Tensor]
+def make_plan(weights: Weights, grown: Mapping[str, int], dropped: Iterable[str] = ()) -> Plan:
+    """The same files as safetensors, with `grown` {matrix: new number of rows} and without the tensors `dropped`."""
+    files = []
+    for number, file in enumerate(weights.files, start=1):
+        infos = {name: info for name, info in file.infos.items() if name not in dropped}
+        for name in infos.keys() & grown.keys():
+            old_rows, *rest = infos[name].shape
+            num_bytes = infos[name].num_bytes // old_rows * grown[name]
+            infos[name] = replace(infos[name], shape=(grown[name], *rest), num_bytes=num_bytes)
+        target = file.path.name
+        if file.path.suffix != ".safetensors":
+            target = (
+                SINGLE_FILE if weights.index is None else f"model-{number:05}-of-{len(weights.files):05}.safetensors"
+            )
+        files.append((file, target, infos))
+    return Plan(files, grown)
+
+
+def check_space(plan: Plan, directory: Path) -> None:
+    """Raise UserError if the disk of `directory` has no room for the plan's tensors."""
+    free = shutil.disk_usage(directory).free
+    if free < plan.num_bytes:
+        raise UserError(
+            f"{directory}: no space left for the model: it needs {plan.num_bytes / GIGABYTE:.3g} GB, "
+            f"{free / GIGABYTE:.3g} GB are free; free some or choose another disk"
+        )
+
+
+def write_weights(
+    plan: Plan, target: Path, rows_of: Callable[[str, WeightFile], Iterable[torch.Tensor]], index: dict[str, Any] | None
 ) -> None:
-    """Write the model of `source` to `target` with `change(name, tensor)` in place of each tensor in `names`."""
-    added_bytes = added_parameters = 0
-    for name in tqdm(list_shards(source), desc="shards", unit="file", disable=None):
-        num_bytes, num_parameters = _rewrite_shard(source / name, target / name, names, change)
-        added_bytes += num_bytes
-        added_parameters += num_parameters
-    if (source / INDEX_FILE).is_file():
-        index = read_json(source / INDEX_FILE, "the index of a sharded model")
-        metadata = index.setdefault("metadata", {})
-        for key, added in (("total_size", added_bytes), ("total_parameters", added_parameters)):
-            if key in metadata:
-                metadata[key] = int(metadata[key]) + added
-        write_json(target / INDEX_FILE, index)
+    """Carry out the plan in the directory `target`. `rows_of(name, file)` yields the rows of a grown matrix in order.
+
+    An `index` goes out with the new sizes and file names.
+    """
+    with tqdm(total=plan.num_bytes, desc="weights", unit="B", unit_scale=True, disable=None) as bar:
+        for file, name, infos in plan.files:
+            if file.path.suffix == ".safetensors" and not infos.keys() & plan.grown.keys():
+                with (target / name).open("wb") as output:
+                    bar.update(copy_bytes(file.path, 0, file.path.stat().st_size, output))
+            else:
+                write_safetensors(target / name, infos, file.metadata, partial(_write_tensor, file, rows_of, plan, bar))
+    if index is not None:
+        write_json(target / INDEX_FILE, _new_index(plan, index))
 
 
-def _rewrite_shard(
-    source: Path, target: Path, names: Collection[str], change: Callable[[str, torch.Tensor], torch.Tensor]
-) -> tuple[int, int]:
-    """Write one shard; returns by how many bytes and by how many parameters it grew."""
-    from safetensors import safe_open
-    from safetensors.torch import save_file
+def _write_tensor(
+    file: WeightFile,
+    rows_of: Callable[[str, WeightFile], Iterable[torch.Tensor]],
+    plan: Plan,
+    bar: tqdm,
+    name: str,
+    output: BinaryIO,
+) -> int:
+    """Write a tensor, grown or as it was; returns its bytes."""
+    if name in plan.grown:
+        num_bytes = sum(output.write(tensor_bytes(rows)) for rows in rows_of(name, file))
+    else:
+        num_bytes = file.copy(name, output)
+    bar.update(num_bytes)
+    return num_bytes
 
-    with safe_open(source, framework="pt") as shard:
-        keys = list(shard.keys())
-        if not set(keys) & set(names):
-            shutil.copyfile(source, target)
-            return 0, 0
-        tensors = {key: shard.get_tensor(key) for key in keys}
-        metadata = shard.metadata()
-    num_bytes = num_parameters = 0
-    for key in set(keys) & set(names):
-        old, tensors[key] = tensors[key], change(key, tensors[key])
-        num_bytes += tensors[key].nbytes - old.nbytes
-        num_parameters += tensors[key].numel() - old.numel()
-    save_file(tensors, target, metadata=metadata)
-    return num_bytes, num_parameters
+
+def _new_index(plan: Plan, index: dict[str, Any]) -> dict[str, Any]:
+    metadata = index.get("metadata", {}) | {"total_size": plan.num_bytes}
+    if "total_parameters" in metadata:
+        metadata["total_parameters"] = plan.num_parameters
+    weight_map = {tensor: name for _, name, infos in plan.files for tensor in sorted(infos)}
+    return index | {"metadata": metadata, "weight_map": weight_map}

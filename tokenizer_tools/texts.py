@@ -69,4 +69,9 @@ def _parse_record(line: bytes, place: str) -> tuple[str, str]:
         raise UserError(f"{place}: not JSON ({error.msg}); {way_out}") from None
     if not isinstance(record, dict) or not isinstance(record.get("target"), str):
         raise UserError(f'{place}: no string "target"; {way_out}')
-    return str(record.get("category") or NO_CATEGORY), str(record.get("source") or "") + record["target"]
+    text = str(record.get("source") or "") + record["target"]
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can write half a surrogate pair, which is no character
+        raise UserError(f"{place}: not a text ({error.reason} at character {error.start}); {way_out}") from None
+    return str(record.get("category") or NO_CATEGORY), text

@@ -55,6 +55,7 @@ def test_documents_of_both_kinds(tmp_path: Path) -> None:
         (b'{"target": "\xff"}', "not UTF-8"),
         (b'{"text": "a"}', 'no string "target"'),
         (b'["a"]', 'no string "target"'),
+        (b'{"target": "ab\\ud800c"}', "not a text \\(surrogates not allowed at character 2\\)"),
     ],
 )
 def test_bad_lines_are_named(tmp_path: Path, line: bytes, message: str) -> None:
