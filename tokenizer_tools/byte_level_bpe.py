@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizer_tools.command import UserError
 from tokenizer_tools.spelling import BLANK, spell_bytes, text_of_bytes
-from tokenizer_tools.tokenizer import load_tokenizer
+from tokenizer_tools.tokenizer import load_slow_tokenizer, load_tokenizer, special_inside
 from tokenizer_tools.tokenizer_files import SETTINGS_FILES, copy_files
 
 if TYPE_CHECKING:
@@ -34,21 +34,33 @@ class ByteLevelBpe:
         self.layout: dict[str, Any] = json.loads(self._backend.to_str())
         if self.layout["model"]["type"] != "BPE":
             raise UserError(f"{directory}: is a {self.layout['model']['type']} tokenizer; only BPE can be expanded")
+        if '"add_prefix_space": true' in json.dumps(self.layout["pre_tokenizer"]):
+            raise UserError(f"{directory}: puts a blank before every text (add_prefix_space); such are not expanded")
+        self._fast = tokenizer
+        slow = load_slow_tokenizer(directory) if (directory / MERGES_FILE).is_file() else None
+        self._slow_words = getattr(slow, "pat", None)  # GPT-2 and Qwen: what the slow class cuts a text into
         self.ids: dict[str, int] = tokenizer.get_vocab()
         self.special = {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}
 
     def fault_of(self, piece: str) -> tuple[str, str] | None:
         """Why the text of `piece` does not reach the merges as it is: (reason, what becomes of it), or None."""
         text = piece.replace(BLANK, " ")
+        token = special_inside(self._fast, self.special, text)
+        if token is not None:
+            return "contains a special token", token
         if self._backend.normalizer is not None:
             normalised = self._backend.normalizer.normalize_str(text)
             if normalised != text:
                 return "changed by the normaliser", normalised.replace(" ", BLANK)
         words = [word for word, _ in self._backend.pre_tokenizer.pre_tokenize_str(text)]
-        return None if words == [spell_bytes(piece)] else ("split by the pre-tokenizer", " + ".join(words))
+        if words != [spell_bytes(piece)]:
+            return "split by the pre-tokenizer", " + ".join(text_of_bytes(word) or word for word in words)
+        if self._slow_words is not None and self._slow_words.findall(text) != [text]:
+            return "split by the slow tokenizer", " + ".join(self._slow_words.findall(text))
+        return None
 
-    def characters_of(self, string: str) -> list[str]:
-        """The strings of the different characters that `string` is made of."""
+    def needed_parts(self, string: str) -> list[str]:
+        """The different characters of `string`, whole: without them, pieces would be made of halves of characters."""
         text = text_of_bytes(string)
         return [] if text is None else [spell_bytes(character) for character in dict.fromkeys(text)]
 

@@ -51,20 +51,20 @@ def close(vocabulary: Vocabulary, pieces: Sequence[str], max_intermediates: int 
 
 
 def _close_all(vocabulary: Vocabulary, pieces: Sequence[str]) -> Closure:
-    """First the whole characters that are no pieces yet; then, round by round, for each string that stays in parts the
-    pair of its symbols that is stuck most often in all.
+    """Round by round: the parts that a string cannot do without; then, for each string that stays in parts, the pair of
+    its symbols that is stuck most often in all.
 
     Each round adds a new string, and there are no more than the pieces have parts: so it ends.
     """
     closure = Closure(list(pieces))
     known = {*vocabulary.ids, *pieces}
-    for piece in pieces:
-        for character in vocabulary.characters_of(piece):
-            if character not in known:
-                closure.add_step(piece, character)
     num_steps = -1
     while num_steps < len(closure.intermediates):
         num_steps = len(closure.intermediates)
+        for string in [*pieces, *closure.intermediates]:
+            for part in vocabulary.needed_parts(string):
+                if part not in known:
+                    closure.add_step(string, part)
         known.update(closure.intermediates)
         strings = [*pieces, *closure.intermediates]
         segmentations = zip(strings, vocabulary.segment(strings, strings), strict=True)

@@ -77,6 +77,9 @@ def main(config: InitTokenizerConfig) -> None:
     """The command: see InitTokenizerConfig for its flags."""
     config.check()
     refuse_overlap(config.target_tokenizer_dir, config.source_tokenizer_dir)
+    for path in (config.expand_tokens_file, config.forbid_old_text_changes, *split_paths(config.proof_texts)):
+        if path is not None:
+            refuse_overlap(config.target_tokenizer_dir, path)
     refuse_existing(config.target_tokenizer_dir, config.overwrite)
     proof_files = find_text_files(split_paths(config.proof_texts))
     vocabulary = open_vocabulary(config.source_tokenizer_dir)
@@ -92,6 +95,8 @@ def main(config: InitTokenizerConfig) -> None:
         effects: dict[str, Effect] = {}
         if proof_files:
             effects = compare_texts(Readers(vocabulary.directory), Readers(target), read_texts(proof_files))
+            if not effects:
+                raise UserError(f"--proof_texts {config.proof_texts}: holds no document, so nothing is proved")
         manifest = describe_expansion(vocabulary, target, found, closure, reserved, num_texts, effects)
         write_json(target / MANIFEST, manifest)
         report = readable_report(manifest, found, len(found.refused) + len(found.skipped))
@@ -106,6 +111,8 @@ def close_pieces(config: InitTokenizerConfig, found: PieceFile, vocabulary: Voca
         closure = close(vocabulary, list(pieces), config.limit)
     else:
         texts = [text for _, text in read_texts(find_text_files([config.forbid_old_text_changes]))]
+        if not texts:
+            raise UserError(f"--forbid_old_text_changes {config.forbid_old_text_changes}: holds no document")
         closure = close_without_changes(vocabulary, list(pieces), config.limit, texts)
     left_out = [
         LeftOut(found.pieces[pieces[string]], reason, f"{pieces[string]!r} {detail}")

@@ -78,7 +78,7 @@ def parse_line(raw: bytes) -> tuple[str, str | None]:
         record = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError:
         return "", "not UTF-8"
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, thousands of brackets
         return "", "not JSON"
     if not isinstance(record, dict):
         return "", "not an object"

@@ -84,12 +84,13 @@ def close_without_changes(
 ) -> Closure:
     """`closure.close`, but pieces that would change the ids of any of `texts` are refused, with their steps."""
     refused: dict[str, tuple[str, str]] = {}
+    old_ids = vocabulary.encode([], texts)
     while True:
         kept = [string for string in strings if string not in refused]
         closure = close(vocabulary, kept, max_intermediates)
-        changing = _changing(vocabulary, [*closure.pieces, *closure.intermediates], texts)
+        changing = _changing(vocabulary, [*closure.pieces, *closure.intermediates], texts, old_ids)
         culprits = {
-            string: (CHANGES_OLD_TEXT, f"{_shown(changing[step])} has other ids with it")
+            string: (CHANGES_OLD_TEXT, f"changes the ids of {_shown(changing[step])}")
             for string in closure.pieces
             for step in [string, *closure.needs.get(string, ())]
             if step in changing
@@ -100,11 +101,13 @@ def close_without_changes(
         refused |= closure.refused | culprits
 
 
-def _changing(vocabulary: Vocabulary, new: Sequence[str], texts: Sequence[str]) -> dict[str, str]:
+def _changing(
+    vocabulary: Vocabulary, new: Sequence[str], texts: Sequence[str], ids_before: Sequence[list[int]]
+) -> dict[str, str]:
     """{new string: a text whose ids it changes}"""
     first_new_id = len(vocabulary.ids)
     changing: dict[str, str] = {}
-    for text, old_ids, new_ids in zip(texts, vocabulary.encode([], texts), vocabulary.encode(new, texts), strict=True):
+    for text, old_ids, new_ids in zip(texts, ids_before, vocabulary.encode(new, texts), strict=True):
         if old_ids != new_ids:
             used = [new[new_id - first_new_id] for new_id in new_ids if new_id >= first_new_id]
             for string in used or pieces_inside(text, frozenset(new)):  # a new step may lead to an old piece

@@ -63,10 +63,11 @@ def _decode(raw: bytes, place: str) -> str:
 
 def _parse_record(line: bytes, place: str) -> tuple[str, str]:
     way_out = 'correct or remove the line: {"source": "", "target": "...", "category": "..."}'
+    text = _decode(line, place)
     try:
-        record = json.loads(_decode(line, place))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{place}: not JSON ({error.msg}); {way_out}") from None
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:  # no JSON, a number of thousands of digits, thousands of brackets
+        raise UserError(f"{place}: not JSON ({error}); {way_out}") from None
     if not isinstance(record, dict) or not isinstance(record.get("target"), str):
         raise UserError(f'{place}: no string "target"; {way_out}')
     text = str(record.get("source") or "") + record["target"]

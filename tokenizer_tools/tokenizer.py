@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizer
     from transformers.tokenization_utils_fast import PreTrainedTokenizerFast  # the package itself shows mypy a dummy
 
+MOST_OF_A_REASON = 160  # characters: transformers can say pages
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
 # Letters, digits, CJK, full-width forms, an emoji, runs of blanks, a control token spelt as text and a rare character:
@@ -54,10 +56,20 @@ def _load(directory: Path, use_fast: bool) -> Any:
             directory, use_fast=use_fast, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # transformers raises whatever its parsers raise: OSError, KeyError, RuntimeError, ...
-        raise UserError(f"{directory}: not a readable tokenizer ({error}); name an intact directory") from None
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{directory}: not a readable tokenizer ({reason[:MOST_OF_A_REASON]}); name an intact directory, whose "
+            "tokenizer_config.json names a tokenizer_class of transformers"
+        ) from None
     if tokenizer is False:  # what transformers returns when sentencepiece cannot read tokenizer.model
         raise UserError(f"{directory}: not a readable tokenizer (tokenizer.model is broken); fetch the file again")
     return tokenizer
+
+
+def special_inside(tokenizer: PreTrainedTokenizerFast, special: Collection[str], text: str) -> str | None:
+    """A token of `special` that the tokenizer cuts out of a text, whatever its normaliser and its flags, or None."""
+    found = [token for token in tokenizer.tokenize(text) if token in special and token != tokenizer.unk_token]
+    return found[0] if found else None
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -74,22 +86,31 @@ class TextEncoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        from tokenizers import Tokenizer
-
-        layout = json.loads(tokenizer.backend_tokenizer.to_str())
-        self._start: Tokenizer = Tokenizer.from_str(json.dumps(layout))
-        self._continuation: Tokenizer = Tokenizer.from_str(json.dumps(_without_leading_blank(layout)))
-        for backend in (self._start, self._continuation):
-            backend.encode_special_tokens = True
-            backend.no_padding()
-            backend.no_truncation()
+        self._layout = tokenizer.backend_tokenizer.to_str()
+        self._start = _backend(self._layout)
         self.prefix_ids: list[int] = _prefix_ids(tokenizer)
         self.eos_ids: list[int] = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
+    @cached_property
+    def _inside(self) -> Tokenizer:
+        """Made when it is asked for: a large vocabulary takes a second."""
+        return _backend(json.dumps(_without_leading_blank(json.loads(self._layout))))
+
     def encode_batch(self, texts: Sequence[str], continuation: bool = False) -> list[list[int]]:
         """One list of ids a text. A `continuation` goes on after other text: no blank is put before its first word."""
-        backend = self._continuation if continuation else self._start
+        backend = self._inside if continuation else self._start
         return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+def _backend(layout: str) -> Tokenizer:
+    """A tokenizer of its own to which control tokens are text, without padding and truncation."""
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(layout)
+    backend.encode_special_tokens = True
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
 
 
 def _prefix_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
@@ -101,7 +122,6 @@ def _prefix_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
 
 def _without_leading_blank(layout: dict[str, Any]) -> dict[str, Any]:
     """The same tokenizer.json, but no blank or `▁` is put before a text's first word."""
-    layout = json.loads(json.dumps(layout))
     for room in ("normalizer", "pre_tokenizer"):
         parts = layout[room]
         if parts is None:

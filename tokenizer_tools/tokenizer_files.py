@@ -30,4 +30,6 @@ def copy_files(source: Path, target: Path, names: tuple[str, ...]) -> None:
 def refuse_overlap(target: Path, source: Path) -> None:
     """Raise UserError if writing `target` would replace the directory `source` is read from."""
     if target.resolve() in (source.resolve(), *source.resolve().parents):
-        raise UserError(f"{target}: writing here would replace the source {source}; choose another target directory")
+        raise UserError(
+            f"{target}: writing here would replace {source}, which is read; choose another target directory"
+        )

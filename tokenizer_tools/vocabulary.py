@@ -12,9 +12,11 @@ from typing import Any, Protocol
 from tokenizer_tools.byte_level_bpe import ByteLevelBpe
 from tokenizer_tools.command import UserError
 from tokenizer_tools.pieces import LeftOut, PieceFile
-from tokenizer_tools.sentencepiece_bpe import MODEL_FILE, SentencePieceBpe
+from tokenizer_tools.sentencepiece_bpe import MODEL_FILE, SentencePieceBpe, load_model
 from tokenizer_tools.spelling import is_byte_level
 from tokenizer_tools.tokenizer import load_tokenizer
+
+SPECIAL = "contains a special token"
 
 
 class Vocabulary(Protocol):
@@ -34,8 +36,8 @@ class Vocabulary(Protocol):
     def fault_of(self, piece: str) -> tuple[str, str] | None:
         """Why the text of `piece` does not reach the merges as it is: (reason, what becomes of it), or None."""
 
-    def characters_of(self, string: str) -> list[str]:
-        """The strings of the different characters that `string` is made of."""
+    def needed_parts(self, string: str) -> list[str]:
+        """The strings that have to be pieces, too, if `string` is one: its characters, for a start."""
 
     def segment(self, new: Sequence[str], strings: Sequence[str]) -> list[list[str]]:
         """The strings that each of `strings` is merged to, as inside a text."""
@@ -49,6 +51,8 @@ class Vocabulary(Protocol):
 
 def open_vocabulary(directory: Path) -> Vocabulary:
     """The vocabulary of a tokenizer directory. Raises UserError if it can be read but not expanded."""
+    if (directory / MODEL_FILE).is_file() and not (directory / "tokenizer.json").is_file():
+        load_model(directory / MODEL_FILE)  # says what is wrong with it better than what is made of it would
     layout = json.loads(load_tokenizer(directory).backend_tokenizer.to_str())
     if not is_byte_level(layout) and not (directory / MODEL_FILE).is_file():
         raise UserError(
@@ -71,14 +75,15 @@ def sift(found: PieceFile, vocabulary: Vocabulary) -> PieceFile:
         inside = special.search(piece)
         if inside is not None:
             detail = f"{piece!r} contains {inside.group()!r}"
-            sifted.refused.append(LeftOut(line, "contains a special token", detail))
+            sifted.refused.append(LeftOut(line, SPECIAL, detail))
         elif vocabulary.spell(piece) in vocabulary.ids:
             sifted.skipped.append(LeftOut(line, "already in the vocabulary", repr(piece)))
         elif (fault := vocabulary.fault_of(piece)) is not None:
             reason, became = fault
+            verb = "contains" if reason == SPECIAL else "becomes"
             if vocabulary.spell(became) in vocabulary.ids or became in found.pieces:
                 reason = "duplicate after normalisation"
-            sifted.refused.append(LeftOut(line, reason, f"{piece!r} becomes {became!r}"))
+            sifted.refused.append(LeftOut(line, reason, f"{piece!r} {verb} {became!r}"))
         else:
             sifted.pieces[piece] = line
     return sifted

@@ -172,7 +172,8 @@ def copy_bytes(path: Path, offset: int, num_bytes: int, target: BinaryIO) -> int
         source.seek(offset)
         rest = num_bytes
         while rest:
-            num_read = source.readinto(block[:rest])
+            to_boundary = BLOCK_BYTES - target.tell() % BLOCK_BYTES  # so that pages of the target are written whole
+            num_read = source.readinto(block[: min(rest, to_boundary)])
             if not num_read:
                 raise UserError(f"{path}: has become shorter while it was read; run again when it is whole")
             target.write(block[:num_read])

@@ -85,7 +85,7 @@ class Stubborn:
 
     ids = {"a": 0, "b": 1, "c": 2, "ab": 3, "bc": 4}
 
-    def characters_of(self, string: str) -> list[str]:
+    def needed_parts(self, string: str) -> list[str]:
         return list(string)
 
     def text_of(self, string: str) -> str:
