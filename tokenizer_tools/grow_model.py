@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,25 +42,27 @@ def grow_model(source: Path, new: PreTrainedTokenizerFast, target: Path, rules: 
         rules = _one_rule(rules)
     plan = make_plan(weights, dict.fromkeys((INPUT, OUTPUT), len(new)), _twins(weights) if is_tied else ())
     check_space(plan, target.parent)
-    parts = parts_of_pieces(old, new, pieces)
     figures: dict[str, Figures] = {}
 
     def rows_of(name: str, file: WeightFile) -> Iterator[torch.Tensor]:
+        parts = parting.result()
         log.info("%s: %d rows kept, %d new ones", name, len(old), len(parts))
         figures[name] = Figures()
         yield from grow(file.rows(name, len(old)), parts, rules[name], figures[name])
 
-    with one_thread():
+    with one_thread(), ThreadPoolExecutor(1) as pool:  # most of the time goes into copying, where nothing is computed
+        parting = pool.submit(parts_of_pieces, old, new, pieces)
+        old_mark, new_mark = pool.submit(fingerprint, old), pool.submit(fingerprint, new)
         write_weights(plan, target, rows_of, weights.index)
     write_json(target / "config.json", model_config | {"vocab_size": len(new)} | special_ids(model_config, new))
     if (source / "generation_config.json").is_file():
         generation = read_json(source / "generation_config.json", "the generation settings of the source model")
         write_json(target / "generation_config.json", generation | special_ids(generation, new))
     num_rows = weights.info(INPUT).shape[0]
-    return base_manifest(len(old), new, rules[INPUT].initialiser, len(pieces)) | {
+    return base_manifest(len(old), len(new), new_mark.result(), rules[INPUT].initialiser, len(pieces)) | {
         "noise": rules[INPUT].noise,
         "seed": rules[INPUT].seed,
-        "source_tokenizer_fingerprint": fingerprint(old),
+        "source_tokenizer_fingerprint": old_mark.result(),
         "identical_starting_rows": max(seen.identical_starting_rows for seen in figures.values()),
         "rows_of_source": num_rows,
         "matrices": {
@@ -134,13 +137,13 @@ def special_ids(settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast) ->
     return ids
 
 
-def base_manifest(num_old: int, tokenizer: PreTrainedTokenizerFast, initialiser: str, num_rows: int) -> dict[str, Any]:
+def base_manifest(num_old: int, num_new: int, mark: str, initialiser: str, num_rows: int) -> dict[str, Any]:
     """What the manifest of every model says, grown or new."""
     return {
         "version": MANIFEST_VERSION,
         "kind": "model",
-        "tokenizer_fingerprint": fingerprint(tokenizer),
-        "vocab_size": {"before": num_old, "after": len(tokenizer)},
+        "tokenizer_fingerprint": mark,
+        "vocab_size": {"before": num_old, "after": num_new},
         "initialiser": initialiser,
         "rows_initialised": num_rows,
     }

@@ -19,7 +19,7 @@ from tokenizer_tools.grow_model import INPUT, OUTPUT, base_manifest, grow_model,
 from tokenizer_tools.growth import Rule
 from tokenizer_tools.outputs import read_json, refuse_existing, whole_directory, write_json
 from tokenizer_tools.shards import holds_weights, is_weights
-from tokenizer_tools.tokenizer import load_tokenizer
+from tokenizer_tools.tokenizer import fingerprint, load_tokenizer
 from tokenizer_tools.tokenizer_files import (
     MANIFEST,
     REPORT,
@@ -172,7 +172,9 @@ def _start_model(config: InitModelConfig, tokenizer: PreTrainedTokenizerFast, ta
     except Exception as error:  # whatever a config of the wrong sizes and types leads to in a model's code
         raise UserError(f"{config.from_config}: gives no model ({error}); correct it") from error
     model.save_pretrained(target, safe_serialization=True)
-    return base_manifest(0, tokenizer, f"random, seed {config.seed}", len(tokenizer)) | {"identical_starting_rows": 0}
+    initialiser = f"random, seed {config.seed}"
+    manifest = base_manifest(0, len(tokenizer), fingerprint(tokenizer), initialiser, len(tokenizer))
+    return manifest | {"identical_starting_rows": 0}
 
 
 if __name__ == "__main__":

@@ -154,7 +154,13 @@ def write_weights(
                 with (target / name).open("wb") as output:
                     bar.update(copy_bytes(file.path, 0, file.path.stat().st_size, output))
             else:
-                write_safetensors(target / name, infos, file.metadata, partial(_write_tensor, file, rows_of, plan, bar))
+                write_safetensors(
+                    target / name,
+                    infos,
+                    file.metadata,
+                    partial(_write_tensor, file, rows_of, plan, bar),
+                    last=plan.grown,
+                )
     if index is not None:
         write_json(target / INDEX_FILE, _new_index(plan, index))
 

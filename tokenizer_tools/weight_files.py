@@ -6,8 +6,10 @@ tensor passes through memory whole but the one whose rows are asked for. What is
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +20,9 @@ from tokenizer_tools.command import UserError
 if TYPE_CHECKING:
     import torch
 
+SPAN_BYTES = 2**26  # at a time, so that Ctrl-C is heard
 BLOCK_BYTES = 2**18  # stays in the processor's cache on its way from file to file
+NOT_BY_THE_SYSTEM = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # another disk, an odd file system
 HEADER_ALIGNMENT = 8
 FLOAT_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names: torch's
 TYPES = FLOAT_TYPES | {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
@@ -166,19 +170,29 @@ def open_weights(path: Path) -> WeightFile:
 
 
 def copy_bytes(path: Path, offset: int, num_bytes: int, target: BinaryIO) -> int:
-    """Write so many bytes of a file from `offset` on to `target`; returns how many."""
-    block = memoryview(bytearray(BLOCK_BYTES))
+    """Write so many bytes of a file from `offset` on to `target`; returns how many. The system copies where it can."""
+    target.flush()
+    start = target.tell()
     with path.open("rb", buffering=0) as source:
-        source.seek(offset)
-        rest = num_bytes
-        while rest:
-            to_boundary = BLOCK_BYTES - target.tell() % BLOCK_BYTES  # so that pages of the target are written whole
-            num_read = source.readinto(block[: min(rest, to_boundary)])
-            if not num_read:
+        done = 0
+        while done < num_bytes:
+            count = min(num_bytes - done, SPAN_BYTES)
+            try:
+                copied = os.copy_file_range(source.fileno(), target.fileno(), count, offset + done, start + done)
+            except OSError as error:
+                if error.errno not in NOT_BY_THE_SYSTEM:
+                    raise
+                copied = _copy_block(source, offset + done, target, start + done, min(count, BLOCK_BYTES))
+            if not copied:
                 raise UserError(f"{path}: has become shorter while it was read; run again when it is whole")
-            target.write(block[:num_read])
-            rest -= num_read
+            done += copied
+    target.seek(start + num_bytes)
     return num_bytes
+
+
+def _copy_block(source: BinaryIO, offset: int, target: BinaryIO, start: int, num_bytes: int) -> int:
+    block = os.pread(source.fileno(), num_bytes, offset)
+    return os.pwrite(target.fileno(), block, start)
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
@@ -193,17 +207,26 @@ def write_safetensors(
     infos: Mapping[str, TensorInfo],
     metadata: dict[str, str] | None,
     write: Callable[[str, BinaryIO], int],
+    last: Collection[str] = (),
 ) -> None:
-    """Write the header of `infos`, then let `write(name, file)` add each tensor in turn; it returns its bytes."""
+    """Write the header of `infos`, then let `write(name, file)` put each tensor in its place; it returns its bytes.
+
+    Those named `last` come after all others, to leave time for making them.
+    """
     header: dict[str, object] = {} if metadata is None else {"__metadata__": metadata}
     end = 0
+    starts = {}
     for name, info in infos.items():
         start, end = end, end + info.num_bytes
+        starts[name] = start
         header[name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": (start, end)}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % HEADER_ALIGNMENT)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name, info in infos.items():
+        first_byte = file.tell()
+        for name in sorted(infos, key=lambda name: name in last):
+            file.seek(first_byte + starts[name])
             num_bytes = write(name, file)
-            assert num_bytes == info.num_bytes, f"{name}: {num_bytes} bytes written, {info.num_bytes} announced"
+            announced = infos[name].num_bytes
+            assert num_bytes == announced, f"{name}: {num_bytes} bytes written, {announced} announced"

@@ -83,7 +83,7 @@ def test_data_model_and_settings_that_do_not_fit(
 def test_shares_that_are_not_equal(ranks: Ranks, flags: dict[str, Any], tmp_path: Path) -> None:
     three = {**flags, "plugin": "3d", "save_dir": tmp_path / "run"}
     cases: dict[str, Case] = {
-        "vocabulary": ({"tp": 3}, ["vocabulary of 512 pieces", "--tp 3", "add 1 more"]),
+        "vocabulary": ({"tp": 3}, ["vocabulary of 512 pieces", "--tp 3", "--pad_vocab_to_multiple_of 3"]),
         "row length": ({"sp": 3}, ["rows of 64 tokens", "--sp 3", "multiple of 3"]),
     }
     check_refused(ranks, 3, three, cases)

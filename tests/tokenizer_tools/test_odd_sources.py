@@ -14,8 +14,9 @@ from transformers import AutoTokenizer
 
 from tests.tokenizer_tools.test_init_tokenizer import change_settings, only_error, run, write_pieces
 from tests.tokenizer_tools.test_vocabulary import with_normaliser
-from tokenizer_tools.sentencepiece_bpe import Piece, load_model
+from tokenizer_tools.sentencepiece_bpe import Piece, SentencePieceBpe, load_model
 from tokenizer_tools.tokenizer import load_tokenizer
+from tokenizer_tools.verify_tokenizer import anchor_for
 
 
 @pytest.fixture
@@ -58,6 +59,21 @@ def test_the_models_own_symbols_mean_what_they_meant(source: Path, tmp_path: Pat
         for text in ("hello<im_start>world", "a <im_start> b", "<im_start>"):
             assert new.encode(text) == old.encode(text)
             assert new.decode(new.encode(text)) == old.decode(old.encode(text))
+
+
+def test_symbols_that_mean_something_else_than_before_are_found(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(source / "tokenizer.model")
+    model.pieces.add(piece="<im_start>", score=0.0, type=Piece.CONTROL)
+    (source / "tokenizer.model").write_bytes(model.SerializeToString())
+    monkeypatch.setattr(SentencePieceBpe, "_keep_added_tokens", lambda self, target: None)
+    with pytest.raises(RuntimeError, match="slow tokenizer: other added tokens than before"):
+        run(source, tmp_path / "target", write_pieces(tmp_path / "pieces.jsonl", ["天气"]))
+
+
+def test_the_anchor_merges_with_nothing() -> None:
+    assert anchor_for(["a\ue000b", "\ue001"]) == "\ue002"
 
 
 @pytest.mark.parametrize("rule", ["nmt_nfkc", "nmt_nfkc_cf"])

@@ -68,6 +68,14 @@ def test_text_that_does_not_come_back_is_found(byte_level_tokenizer_dir: Path, t
     assert compare_texts(target, target, [("en", TEXTS[0])])["en"].source_loses == 1
 
 
+def test_text_that_only_the_slow_class_loses_is_found(
+    tiny_tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers = Readers(tiny_tokenizer_dir)
+    monkeypatch.setattr(readers.slow, "batch_decode", lambda ids: ["lost" for _ in ids])
+    assert readers.not_coming_back(TEXTS) == [True, True]
+
+
 def test_old_text_with_other_ids_is_found(byte_level_tokenizer_dir: Path, tmp_path: Path) -> None:
     target = Readers(copy_with(byte_level_tokenizer_dir, tmp_path / "target", without_merges))
     target.fast.backend_tokenizer.model.ignore_merges = False

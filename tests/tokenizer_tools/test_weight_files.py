@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -91,18 +92,41 @@ def test_first_rows(tmp_path: Path, suffix: str, dtype: torch.dtype) -> None:
     assert torch.equal(open_weights(path).rows("b", 6), tensors["b"][:6])
 
 
-def test_nothing_but_a_block_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_file({"big": torch.rand(100_000)}, tmp_path / "old.safetensors")
-    sizes = []
+@pytest.mark.parametrize("by_the_system", [True, False])
+def test_bytes_are_copied_to_their_place_by_the_system_or_in_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_the_system: bool
+) -> None:
+    tensor = torch.rand(100_000)
+    save_file({"small": torch.rand(3), "big": tensor}, tmp_path / "old.safetensors")
+    pread, sizes = os.pread, []
 
-    class Target(io.BytesIO):
-        def write(self, block: Any) -> int:
-            sizes.append(len(block))
-            return super().write(block)
+    def refuse(*args: Any) -> int:
+        raise OSError(errno.EXDEV, "another disk")
+
+    def count(descriptor: int, num_bytes: int, offset: int) -> bytes:
+        sizes.append(num_bytes)
+        return pread(descriptor, num_bytes, offset)
 
     monkeypatch.setattr(weight_files, "BLOCK_BYTES", 4096)
-    assert open_weights(tmp_path / "old.safetensors").copy("big", Target()) == sum(sizes) == 400_000
-    assert max(sizes) == 4096
+    monkeypatch.setattr(os, "pread", count)
+    if not by_the_system:
+        monkeypatch.setattr(os, "copy_file_range", refuse)
+    with (tmp_path / "target").open("wb") as target:
+        target.write(b"before")
+        assert open_weights(tmp_path / "old.safetensors").copy("big", target) == 400_000
+        target.write(b"after")
+    assert (tmp_path / "target").read_bytes() == b"before" + bytes(tensor_bytes(tensor)) + b"after"
+    assert max(sizes, default=0) == (0 if by_the_system else 4096)
+
+
+def test_an_error_of_the_disk_is_not_taken_for_another_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    save_file({"a": torch.rand(10)}, tmp_path / "old.safetensors")
+    monkeypatch.setattr(os, "copy_file_range", fail)
+    with (tmp_path / "target").open("wb") as target, pytest.raises(OSError, match="No space left"):
+        open_weights(tmp_path / "old.safetensors").copy("a", target)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -146,8 +170,8 @@ def test_a_file_that_shrinks_is_refused(tmp_path: Path) -> None:
     save_file({"a": torch.rand(100_000)}, path)
     file = open_weights(path)
     os.truncate(path, 300_000)
-    with pytest.raises(UserError, match="has become shorter while it was read"):
-        file.copy("a", io.BytesIO())
+    with pytest.raises(UserError, match="has become shorter"), (tmp_path / "target").open("wb") as target:
+        file.copy("a", target)
 
 
 class Code:
