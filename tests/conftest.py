@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import traceback
 from collections.abc import Callable
@@ -48,6 +49,9 @@ CHINESE = (
 )
 
 CHILD_TIMEOUT_SECONDS = 120
+
+# started in the background of a script, this process would ignore Ctrl-C, and hand that on to the commands it tests
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def write_llama_tokenizer(directory: Path, sentencepiece_model: bytes) -> Path:
