@@ -117,7 +117,7 @@ class Tally:
 def tally(encoders: Mapping[str, Encoder], documents: Iterable[tuple[str, str]]) -> dict[str, Tally]:
     """{encoder: its tally} over (category, text) documents. Control tokens (BOS, EOS) are not counted."""
     tallies = {name: Tally(Counts(), {}, {}) for name in encoders}
-    for batch in batches(documents, DOCUMENTS_PER_BATCH):
+    for batch in batches(documents):
         texts = [text for _, text in batch]
         languages = [language_of(text) for text in texts]
         for name, encoder in encoders.items():
@@ -127,8 +127,8 @@ def tally(encoders: Mapping[str, Encoder], documents: Iterable[tuple[str, str]])
     return tallies
 
 
-def batches(documents: Iterable[tuple[str, str]], size: int) -> Iterator[list[tuple[str, str]]]:
-    """Lists of at most `size` documents, in order."""
+def batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    """Lists of at most DOCUMENTS_PER_BATCH documents, in order."""
     iterator = iter(documents)
-    while batch := list(islice(iterator, size)):
+    while batch := list(islice(iterator, DOCUMENTS_PER_BATCH)):
         yield batch

@@ -15,7 +15,6 @@ from tokenizer_tools.tokenizer import TextEncoder
 from tokenizer_tools.units import find_units
 
 LEARN, CURVE, PROOF = "learn", "curve", "proof"
-DOCUMENTS_PER_BATCH = 512
 
 
 @dataclass
@@ -42,7 +41,7 @@ def share_of(text: str, held_out_share: float) -> str:
 def divide(documents: Iterable[tuple[str, str]], encoder: TextEncoder, unit: str, held_out_share: float) -> Shares:
     """Count (category, text) documents into their shares, their units (of the kind `unit`) with them."""
     shares: Shares = {LEARN: {}, CURVE: {}, PROOF: {}}
-    for batch in batches(documents, DOCUMENTS_PER_BATCH):
+    for batch in batches(documents):
         encoded = encoder.encode_batch([text for _, text in batch])
         for (category, text), ids in zip(batch, encoded, strict=True):
             share = share_of(text, held_out_share)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 from tqdm import tqdm
 
 from tokenizer_tools.closure import Closure, close
+from tokenizer_tools.figures import batches
 from tokenizer_tools.readers import Readers
 from tokenizer_tools.vocabulary import Vocabulary
 
 CHANGES_OLD_TEXT = "changes old text"
-DOCUMENTS_PER_BATCH = 512
 PIECES_NAMED = 10
 
 
@@ -46,7 +45,8 @@ def compare_texts(old: Readers, new: Readers, documents: Iterable[tuple[str, str
     effects: dict[str, Effect] = {}
     first_new_id = len(old.fast)
     new_pieces = frozenset(piece for piece, piece_id in new.fast.get_vocab().items() if piece_id >= first_new_id)
-    for batch in _batches(tqdm(documents, desc="comparing on text", unit="doc", disable=None)):
+    progress = tqdm(documents, desc="comparing on text", unit="doc", disable=None)
+    for batch in batches(progress):
         texts = [text for _, text in batch]
         unsound = _unsound(old, new, texts)
         encoded = zip(old.encoder.encode_batch(texts), new.encoder.encode_batch(texts), strict=True)
@@ -119,12 +119,6 @@ def pieces_inside(text: str, pieces: frozenset[str]) -> list[str]:
     """Those of `pieces` (as sentencepiece spells them) that stand in `text`."""
     spelled = "▁" + text.replace(" ", "▁")
     return [piece for piece in sorted(pieces) if piece in spelled]
-
-
-def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    iterator = iter(documents)
-    while batch := list(islice(iterator, DOCUMENTS_PER_BATCH)):
-        yield batch
 
 
 def _shown(text: str) -> str:

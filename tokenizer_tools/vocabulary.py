@@ -12,9 +12,9 @@ from typing import Any, Protocol
 from tokenizer_tools.byte_level_bpe import ByteLevelBpe
 from tokenizer_tools.command import UserError
 from tokenizer_tools.pieces import LeftOut, PieceFile
-from tokenizer_tools.sentencepiece_bpe import MODEL_FILE, SentencePieceBpe, load_model
+from tokenizer_tools.sentencepiece_bpe import MODEL_FILE, SETTINGS, SentencePieceBpe, load_model
 from tokenizer_tools.spelling import is_byte_level
-from tokenizer_tools.tokenizer import load_tokenizer
+from tokenizer_tools.tokenizer import TOKENIZER_FILES, load_tokenizer
 
 SPECIAL = "contains a special token"
 
@@ -51,6 +51,9 @@ class Vocabulary(Protocol):
 
 def open_vocabulary(directory: Path) -> Vocabulary:
     """The vocabulary of a tokenizer directory. Raises UserError if it can be read but not expanded."""
+    is_tokenizer = any((directory / name).is_file() for name in TOKENIZER_FILES)
+    if is_tokenizer and not (directory / SETTINGS).is_file():
+        raise UserError(f"{directory}: holds no {SETTINGS}; save the tokenizer anew with save_pretrained")
     if (directory / MODEL_FILE).is_file() and not (directory / "tokenizer.json").is_file():
         load_model(directory / MODEL_FILE)  # says what is wrong with it better than what is made of it would
     layout = json.loads(load_tokenizer(directory).backend_tokenizer.to_str())

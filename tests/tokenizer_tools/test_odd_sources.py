@@ -152,6 +152,10 @@ def test_a_byte_level_source_may_lie_beside_a_file_for_tiktoken(byte_level: Path
     ("change", "message"),
     [
         (lambda d: (d / "tokenizer.model").write_bytes(b""), "not a sentencepiece model, or only a part of one"),
+        (
+            lambda d: (d / "tokenizer_config.json").unlink(),
+            "source: holds no tokenizer_config.json; save the tokenizer",
+        ),
         (lambda d: change_settings(d, tokenizer_class="NoSuchTokenizer"), "whose tokenizer_config.json names a"),
         (
             lambda d: change_settings(d, added_tokens_decoder={k: {"content": f"<{k}>"} for k in ("512", "514")}),
