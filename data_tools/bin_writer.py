@@ -7,7 +7,6 @@ fingerprints and paths differ from run to run: equal rows give equal bytes in ev
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,16 +16,19 @@ import numpy as np
 
 from data_tools.encode import IGNORED_LABEL
 from data_tools.manifest import WrittenBin
+from data_tools.parts import file_digest
 from data_tools.rows import RowBatch
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 ARROW_NAME = "data-00000-of-00001.arrow"
-HASH_CHUNK_BYTES = 2**20
+FILL_STEPS = 20  # of the histogram of rows by fill
 
 
-def write_bin(directory: Path, batches: Iterable[RowBatch], dtype: np.dtype, num_categories: int) -> WrittenBin:
+def write_bin(
+    directory: Path, batches: Iterable[RowBatch], dtype: np.dtype, num_categories: int, max_length: int
+) -> WrittenBin:
     """Write the rows to a new `directory`; ids have `dtype` (uint16 or uint32). No batch at all makes an empty bin."""
     import pyarrow as pa
 
@@ -34,15 +36,17 @@ def write_bin(directory: Path, batches: Iterable[RowBatch], dtype: np.dtype, num
     schema = _schema(dtype)
     num_rows = 0
     tokens, loss_tokens = np.zeros((2, num_categories), np.int64)
+    fill_histogram = np.zeros(FILL_STEPS, np.int64)
     with pa.OSFile(str(directory / ARROW_NAME), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for batch in batches:
             writer.write_batch(_record_batch(batch, schema))
             num_rows += len(batch.row_lengths)
             np.add.at(tokens, batch.document_categories, batch.document_lengths)
             np.add.at(loss_tokens, batch.document_categories, loss_tokens_of_pieces(batch))
-    sha256 = _sha256(directory / ARROW_NAME)
+            np.add.at(fill_histogram, (batch.row_lengths * FILL_STEPS - 1) // max_length, 1)
+    sha256 = file_digest(directory / ARROW_NAME)
     _write_state(directory, sha256)
-    return WrittenBin(num_rows, tokens, loss_tokens, sha256)
+    return WrittenBin(num_rows, tokens, loss_tokens, fill_histogram, sha256)
 
 
 def loss_tokens_of_pieces(batch: RowBatch) -> np.ndarray:
@@ -78,14 +82,6 @@ def _record_batch(batch: RowBatch, schema: pa.Schema) -> pa.RecordBatch:
         lists(batch.document_categories, batch.row_pieces),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _write_state(directory: Path, sha256: str) -> None:

@@ -1,48 +1,155 @@
-"""Passes 2 and 3: all documents come in, one directory a bucket and its entry of the manifest go out."""
+"""Writes buckets: the arrangement comes in, one directory a bucket and its entry of the manifest go out.
+
+A task holds some neighbouring buckets, so that what lies together on the disk is read once, or one bucket that is read
+shard by shard. A bucket that an earlier run has finished is recognised by its record and by its hash.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
-from data_tools.bin_writer import write_bin
-from data_tools.buckets import assign_buckets, groups
+import numpy as np
+
+from data_tools.arrange import Arrangement
+from data_tools.bin_writer import ARROW_NAME, write_bin
+from data_tools.buckets import shards
+from data_tools.chunks import read_documents
+from data_tools.documents import ChunkFile, Documents
+from data_tools.encode import Encoded, chosen_documents
 from data_tools.manifest import BucketEntry, bucket_entry
-from data_tools.readable import also_as_jsonl
+from data_tools.parts import file_digest
 from data_tools.rows import RowBatch, row_batches
-from data_tools.spool import Documents
+from tokenizer_tools.command import UserError
+from tokenizer_tools.outputs import read_json, write_json
+
+SHARD_TOKENS = 2**23  # in memory at a time, a worker
 
 
-def write_buckets(
-    documents: Documents,
-    arrow_dir: Path,
-    jsonl_dir: Path | None,
-    *,
-    num_buckets: int,
-    max_length: int,
-    seed: int,
-    decode: Callable[[list[int]], str],
-) -> list[BucketEntry]:
-    """Divide the documents into buckets, then pack and write `part-00000`, `part-00001`, ... into `arrow_dir`.
+@dataclass(frozen=True)
+class BucketTask:
+    """Buckets `first`, `first` + 1, ...; arrays are [entries], bucket by bucket, `borders` [buckets + 1]."""
 
-    With `jsonl_dir` each bucket is also written there as readable rows, whose text `decode` makes of ids.
-    """
-    from tqdm import tqdm
-
-    bucket_of_document = assign_buckets(documents.category, documents.loss_tokens, num_buckets)
-    entries: list[BucketEntry] = []
-    with tqdm(total=len(documents.tokens), desc="write", unit="tok", unit_scale=True, disable=None) as bar:
-        for bucket, members in enumerate(groups(bucket_of_document, num_buckets)):
-            name = f"part-{bucket:05d}"
-            batches = _counted(row_batches(documents, members, max_length, [seed, bucket]), bar.update)
-            if jsonl_dir is not None:
-                batches = also_as_jsonl(batches, jsonl_dir / f"{name}.jsonl", decode, documents.category_names)
-            written = write_bin(arrow_dir / name, batches, documents.tokens.dtype, len(documents.category_names))
-            entries.append(bucket_entry(name, written, documents, members))
-    return entries
+    first: int
+    borders: np.ndarray
+    chunk: np.ndarray
+    place: np.ndarray
+    category: np.ndarray
+    length: np.ndarray
+    text_bytes: np.ndarray
+    common: BucketPlan
 
 
-def _counted(batches: Iterator[RowBatch], on_progress: Callable[[int], object]) -> Iterator[RowBatch]:
-    for batch in batches:
-        yield batch
-        on_progress(len(batch.input_ids))
+@dataclass(frozen=True)
+class BucketPlan:
+    """What all tasks share. `key` is a digest of everything that decides the bytes of a bucket."""
+
+    chunks: list[ChunkFile]
+    category_names: list[str]
+    max_length: int
+    seed: int
+    dtype: np.dtype
+    bins_dir: Path
+    records_dir: Path
+    key: str
+
+
+def bucket_tasks(documents: Documents, arrangement: Arrangement, plan: BucketPlan) -> list[BucketTask]:
+    """Neighbouring buckets together, as long as they fit into memory together."""
+    borders = arrangement.borders
+    tokens = np.concatenate([[0], np.cumsum(arrangement.length)])[borders]
+    tasks: list[BucketTask] = []
+    first = 0
+    for last in range(1, len(borders)):
+        if last == len(borders) - 1 or tokens[last + 1] - tokens[first] > SHARD_TOKENS:
+            entries = slice(borders[first], borders[last])
+            document = arrangement.document[entries]
+            tasks.append(
+                BucketTask(
+                    first,
+                    borders[first : last + 1] - borders[first],
+                    documents.chunk[document],
+                    documents.place[document],
+                    documents.category[document],
+                    arrangement.length[entries],
+                    documents.text_bytes[document],
+                    plan,
+                )
+            )
+            first = last
+    return tasks
+
+
+def write_buckets(task: BucketTask) -> list[BucketEntry]:
+    """Write the buckets of a task and give their entries of the manifest."""
+    entries = [_finished(task.common, f"part-{task.first + index:05d}") for index in range(len(task.borders) - 1)]
+    if all(entry is not None for entry in entries):
+        return cast(list[BucketEntry], entries)
+    together = _read(task, slice(0, len(task.length))) if len(entries) > 1 and len(task.length) else None
+    return [_write(task, index, together) for index in range(len(entries))]
+
+
+def _finished(plan: BucketPlan, name: str) -> BucketEntry | None:
+    """The entry of a bucket that an earlier run has written to the end, from the same plan, and that is intact."""
+    try:
+        record = read_json(plan.records_dir / f"{name}.json", "the record of a bucket")
+    except UserError:
+        return None
+    path = plan.bins_dir / name / ARROW_NAME
+    is_intact = record["key"] == plan.key and path.is_file() and file_digest(path) == record["entry"]["sha256"]
+    return record["entry"] if is_intact else None
+
+
+def _write(task: BucketTask, index: int, together: Encoded | None) -> BucketEntry:
+    plan, number = task.common, task.first + index
+    name = f"part-{number:05d}"
+    members = slice(task.borders[index], task.borders[index + 1])
+    (plan.records_dir / f"{name}.json").unlink(missing_ok=True)
+    shutil.rmtree(plan.bins_dir / name, ignore_errors=True)
+    written = write_bin(
+        plan.bins_dir / name,
+        _batches(task, members, together, [plan.seed, number]),
+        plan.dtype,
+        len(plan.category_names),
+        plan.max_length,
+    )
+    category, text_bytes = task.category[members], task.text_bytes[members]
+    entry = bucket_entry(name, written, category, text_bytes, plan.category_names)
+    write_json(plan.records_dir / f"{name}.json", {"key": plan.key, "entry": entry})
+    return entry
+
+
+def _batches(task: BucketTask, members: slice, together: Encoded | None, seed: list[int]) -> Iterator[RowBatch]:
+    if members.start == members.stop:
+        return
+    if together is not None:
+        encoded = chosen_documents(together, np.arange(members.start, members.stop))
+        yield from row_batches(encoded, task.category[members], task.length[members], task.common.max_length, seed)
+        return
+    for number, shard in enumerate(shards(task.length, SHARD_TOKENS)):
+        encoded = _read(task, shard)
+        lengths = task.length[shard]
+        yield from row_batches(encoded, task.category[shard], lengths, task.common.max_length, [*seed, number])
+
+
+def _read(task: BucketTask, entries: slice) -> Encoded:
+    """The documents of some entries, in their order."""
+    chunk, place = task.chunk[entries], task.place[entries]
+    order = np.lexsort((place, chunk))
+    used, first = np.unique(chunk[order], return_index=True)
+    places = np.split(place[order], first[1:])
+    parts = [
+        read_documents(file.path, file.batch_documents, chosen)
+        for file, chosen in zip((task.common.chunks[index] for index in used.tolist()), places, strict=True)
+    ]
+    together = Encoded(
+        np.concatenate([part.tokens for part in parts]).astype(task.common.dtype, copy=False),
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("lengths", "spans", "num_spans")),
+        np.ones(len(order), bool),
+    )
+    back = np.empty(len(order), np.int64)
+    back[order] = np.arange(len(order))
+    return chosen_documents(together, back)

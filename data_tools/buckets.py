@@ -1,7 +1,11 @@
-"""Documents -> buckets: categories and loss-bearing tokens come in, the bucket of each document goes out. Pure.
+"""Documents -> buckets: categories, loss-bearing tokens and keys come in, the bucket of each document goes out. Pure.
 
 Each category is divided into as many bins as there are buckets, balanced in loss-bearing tokens; a bucket is one bin of
 every category. So every bucket is a small copy of the whole mixture.
+
+A document's key is a hash of its content. The few long documents of a category are dealt out first, the longest to the
+lightest bin; the many short ones fill the bins up as consecutive runs of keys. A bin is then mostly one range of keys,
+which lies together on the disk, and no bin is off by more than one short document.
 """
 
 from __future__ import annotations
@@ -10,9 +14,11 @@ import heapq
 
 import numpy as np
 
+LONG_SHARE = 0.005  # of a bin's loss-bearing tokens: a longer document is dealt out by itself
 
-def assign_buckets(category: np.ndarray, loss_tokens: np.ndarray, num_buckets: int) -> np.ndarray:
-    """Bucket of each document, [documents] int64, from category [documents] and loss-bearing tokens [documents].
+
+def assign_buckets(category: np.ndarray, loss_tokens: np.ndarray, key: np.ndarray, num_buckets: int) -> np.ndarray:
+    """Bucket of each document, [documents] int64, from [documents] arrays: category, loss-bearing tokens, uint64 key.
 
     The heaviest bin of a category joins the bucket that is lightest so far: what one category cannot balance (fewer
     documents than buckets, one very long document) the next ones even out.
@@ -20,9 +26,8 @@ def assign_buckets(category: np.ndarray, loss_tokens: np.ndarray, num_buckets: i
     bucket = np.empty(len(category), np.int64)
     bucket_loads = np.zeros(num_buckets, np.int64)
     for members in groups(category, int(category.max(initial=-1)) + 1):
-        bin_of_member = balanced_bins(loss_tokens[members], num_buckets)
-        bin_loads = np.zeros(num_buckets, np.int64)
-        np.add.at(bin_loads, bin_of_member, loss_tokens[members])
+        members = members[np.argsort(key[members], kind="stable")]
+        bin_of_member, bin_loads = balanced_bins(loss_tokens[members], num_buckets)
         bucket_of_bin = np.empty(num_buckets, np.int64)
         bucket_of_bin[np.argsort(-bin_loads, kind="stable")] = np.argsort(bucket_loads, kind="stable")
         bucket[members] = bucket_of_bin[bin_of_member]
@@ -30,18 +35,47 @@ def assign_buckets(category: np.ndarray, loss_tokens: np.ndarray, num_buckets: i
     return bucket
 
 
-def balanced_bins(weights: np.ndarray, num_bins: int) -> np.ndarray:
-    """Bin of each weight, [weights] int64: the heaviest first, each into the lightest bin (4/3 of the best at most)."""
+def balanced_bins(weights: np.ndarray, num_bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bin of each weight, [weights] int64, and what each bin then holds, [bins] int64.
+
+    Weights above LONG_SHARE of a bin go one by one, the heaviest first, into the lightest bin (at most 4/3 of the best,
+    Graham 1969); the others follow in the order given and fill each bin up to an equal share.
+    """
     bins = np.empty(len(weights), np.int64)
+    is_long = weights > weights.sum() * LONG_SHARE / num_bins
     heap = [(0, index) for index in range(num_bins)]
-    for item in np.argsort(-weights, kind="stable").tolist():
+    long = np.flatnonzero(is_long)
+    for item in long[np.argsort(-weights[long], kind="stable")].tolist():
         load, index = heap[0]
         bins[item] = index
         heapq.heapreplace(heap, (load + int(weights[item]), index))
-    return bins
+    loads = np.zeros(num_bins, np.int64)
+    np.add.at(loads, bins[long], weights[long])
+    short = np.flatnonzero(~is_long)
+    borders = np.cumsum(_room(loads, int(weights[short].sum())))
+    middle = np.cumsum(weights[short]) - weights[short] / 2
+    bins[short] = np.minimum(np.searchsorted(borders, middle, side="right"), num_bins - 1)
+    np.add.at(loads, bins[short], weights[short])
+    return bins, loads
+
+
+def _room(loads: np.ndarray, amount: int) -> np.ndarray:
+    """How much of `amount` each bin takes so that all stand as level as they can: water poured into a vessel."""
+    ascending = np.sort(loads)
+    below = np.arange(1, len(loads) + 1)
+    levels = (amount + np.cumsum(ascending)) / below  # if the lowest 1, 2, ... bins take it all
+    wet = int(np.flatnonzero(levels >= ascending)[-1])
+    return np.maximum(levels[wet] - loads, 0)
 
 
 def groups(labels: np.ndarray, num_groups: int) -> list[np.ndarray]:
     """For each label from 0 to num_groups - 1 the places [int64, ascending] where `labels` has it."""
     borders = np.cumsum(np.bincount(labels, minlength=num_groups))[:-1]
     return np.split(np.argsort(labels, kind="stable"), borders)
+
+
+def shards(tokens: np.ndarray, most_tokens: int) -> list[slice]:
+    """Consecutive runs of documents [tokens each], each of at most about `most_tokens`: what is in memory at a time."""
+    num_shards = max(1, -(-int(tokens.sum()) // most_tokens))
+    borders = np.searchsorted(np.cumsum(tokens), np.arange(1, num_shards) * (tokens.sum() / num_shards))
+    return [slice(a, b) for a, b in zip([0, *borders.tolist()], [*borders.tolist(), len(tokens)], strict=True)]

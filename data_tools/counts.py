@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypedDict
+
+CountRow = tuple[str | None, str, int]  # category, "read", "kept" or the reason of a refusal, lines
+READ, KEPT = "read", "kept"
 
 
 class RecordLedger(TypedDict):
@@ -27,6 +31,27 @@ class RecordCounts:
     def category_names(self) -> list[str]:
         """Every category that was read, sorted, also those of which nothing was kept."""
         return sorted(category for category in self.read if category is not None)
+
+    def rows(self) -> list[CountRow]:
+        """The same counts as plain data."""
+        named = [(READ, self.read), (KEPT, self.kept)]
+        rows = [(category, what, count) for what, counter in named for category, count in counter.items()]
+        return rows + [(category, reason, count) for (category, reason), count in self.refused.items()]
+
+    def add(self, rows: Iterable[CountRow]) -> None:
+        """Add what another one has counted."""
+        for category, what, count in rows:
+            if what == READ:
+                self.read[category] += count
+            elif what == KEPT:
+                self.kept[category] += count
+            else:
+                self.refused[category, what] += count
+
+    def refuse_kept(self, category: str, reason: str, count: int) -> None:
+        """Documents that were kept are refused after all."""
+        self.kept[category] -= count
+        self.refused[category, reason] += count
 
     def ledger(self, category: str | None = None) -> RecordLedger:
         """The ledger of one category, or of all lines."""

@@ -1,50 +1,184 @@
-"""Text -> ids: records come in, one `Sequence` a record goes out. Pure.
+"""Text -> ids: records come in, their ids laid end to end with the places that bear loss go out. Pure.
 
-A sequence is BOS + source + target + EOS. Loss is on target and EOS if there is a source, on everything otherwise.
-Source and target are encoded apart, so that no token lies across their border and the loss begins exactly there.
+A record that is not framed becomes BOS + its segments + EOS; EOS bears loss, BOS only where everything does. Segments
+are encoded apart, so that no token lies across their border and the loss begins exactly there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_tools.records import Record
+from data_tools.backends import Encode, Ids
+from data_tools.records import Record, Segment
 
 if TYPE_CHECKING:
     from tokenizer_tools.tokenizer import TextEncoder
 
 IGNORED_LABEL = -100
+CONTROL, START, INSIDE = 0, 1, 2  # where a segment's ids come from
 
 
 @dataclass(frozen=True)
-class Sequence:
-    """One encoded document. Positions before `loss_start` bear no loss; it is 0 if there is no source."""
+class Encoded:
+    """Documents laid end to end. `tokens` [tokens] uint32, `lengths` [documents] int64.
 
-    input_ids: list[int]
-    loss_start: int
+    `spans` [2 * spans] int64: first and behind last place, within its document, of each run of tokens that bear loss;
+    `num_spans` [documents] int64. `has_text` [documents] bool: some text that bears loss has become tokens.
+    """
 
-
-def encode_records(encoder: TextEncoder, records: Iterable[Record]) -> list[Sequence | None]:
-    """One sequence a record; None where the target has no token (a normaliser may leave nothing of it)."""
-    records = list(records)
-    beginnings = encoder.encode_batch([record.source or record.target for record in records])
-    continuations = iter(encoder.encode_batch([r.target for r in records if r.source], continuation=True))
-    sequences: list[Sequence | None] = []
-    for record, beginning in zip(records, beginnings, strict=True):
-        prompt_ids = encoder.prefix_ids + beginning if record.source else encoder.prefix_ids
-        target_ids = next(continuations) if record.source else beginning
-        loss_start = len(prompt_ids) if record.source else 0
-        sequence = Sequence(prompt_ids + target_ids + encoder.eos_ids, loss_start)
-        sequences.append(sequence if target_ids else None)
-    return sequences
+    tokens: np.ndarray
+    lengths: np.ndarray
+    spans: np.ndarray
+    num_spans: np.ndarray
+    has_text: np.ndarray
 
 
-def labels_of(input_ids: np.ndarray, num_without_loss: int) -> np.ndarray:
-    """Labels [tokens] int32 of ids [tokens]: the ids themselves, IGNORED_LABEL for the first `num_without_loss`."""
-    labels = input_ids.astype(np.int32)
-    labels[: max(0, num_without_loss)] = IGNORED_LABEL
-    return labels
+@dataclass(frozen=True)
+class Encoders:
+    """What turns segments into ids: text at a document's start, text inside it, and control tokens."""
+
+    start: Encode
+    inside: Encode
+    control_ids: dict[str, list[int]]
+    prefix_ids: list[int]
+    eos_ids: list[int]
+    continues_after_control: bool
+
+
+def encoders_of(encoder: TextEncoder, start: Encode, inside: Encode) -> Encoders:
+    """The encoders of a tokenizer, whose texts go through `start` and `inside`."""
+    return Encoders(
+        start,
+        inside,
+        encoder.control_ids,
+        encoder.prefix_ids,
+        encoder.eos_ids,
+        encoder.continues_after_control,
+    )
+
+
+class _Pieces:
+    """The segments of many documents as three columns: where their ids come from, which ones, whether they bear loss."""
+
+    def __init__(self, encoders: Encoders) -> None:
+        self._encoders = encoders
+        self._controls: list[list[int]] = [encoders.prefix_ids, encoders.eos_ids]
+        self._control_index: dict[str, int] = {}
+        self.texts: tuple[list[str], list[str]] = ([], [])
+        self.pool: list[int] = []
+        self.index: list[int] = []
+        self.has_loss: list[bool] = []
+        self.num_pieces: list[int] = []
+
+    def add(self, record: Record) -> None:
+        """One more document."""
+        before = len(self.pool)
+        if not record.is_framed:
+            self._put(CONTROL, 0, len(record.segments) == 1)
+        pool = START
+        for segment in record.segments:
+            if segment.is_control:
+                self._put(CONTROL, self._control(segment), segment.has_loss)
+                pool = INSIDE if self._encoders.continues_after_control else START
+            else:
+                texts = self.texts[pool - START]
+                self._put(pool, len(texts), segment.has_loss)
+                texts.append(segment.text)
+                pool = INSIDE
+        if not record.is_framed:
+            self._put(CONTROL, 1, True)
+        self.num_pieces.append(len(self.pool) - before)
+
+    def _put(self, pool: int, index: int, has_loss: bool) -> None:
+        self.pool.append(pool)
+        self.index.append(index)
+        self.has_loss.append(has_loss)
+
+    def _control(self, segment: Segment) -> int:
+        if segment.text not in self._control_index:
+            self._control_index[segment.text] = len(self._controls)
+            self._controls.append(self._encoders.control_ids[segment.text])
+        return self._control_index[segment.text]
+
+    def ids(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`flat` ids of all pools, and `start` and `length` of each piece in it."""
+        controls = Ids(
+            np.array([token for ids in self._controls for token in ids], np.uint32),
+            np.array([len(ids) for ids in self._controls], np.int64),
+        )
+        pools = [controls, self._encoders.start(self.texts[0]), self._encoders.inside(self.texts[1])]
+        lengths = np.concatenate([pool.lengths for pool in pools])
+        starts = np.cumsum(lengths) - lengths
+        first_of_pool = np.cumsum([0, *(len(pool.lengths) for pool in pools[:-1])])
+        piece = first_of_pool[np.array(self.pool, np.int64)] + np.array(self.index, np.int64)
+        return np.concatenate([pool.flat for pool in pools]), starts[piece], lengths[piece]
+
+
+def encode_records(encoders: Encoders, records: ListLike[Record]) -> Encoded:
+    """The records' documents, in order. An empty list gives no documents."""
+    pieces = _Pieces(encoders)
+    for record in records:
+        pieces.add(record)
+    flat, start, length = pieces.ids()
+    num_pieces = np.array(pieces.num_pieces, np.int64)
+    has_loss = np.array(pieces.has_loss, bool)
+    first_piece = np.cumsum(num_pieces) - num_pieces
+    document = np.repeat(np.arange(len(num_pieces)), num_pieces)
+    is_text = np.array(pieces.pool, np.int64) != CONTROL
+    text_tokens = np.bincount(document, length * (is_text & has_loss), minlength=len(num_pieces))
+    spans, num_spans = _loss_spans(has_loss, length, document, first_piece)
+    return Encoded(
+        tokens=flat[ragged_index(start, length)],
+        lengths=np.bincount(document, length, minlength=len(num_pieces)).astype(np.int64),
+        spans=spans,
+        num_spans=num_spans,
+        has_text=text_tokens > 0,
+    )
+
+
+def _loss_spans(
+    has_loss: np.ndarray, length: np.ndarray, document: np.ndarray, first_piece: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Runs of neighbouring pieces of one document that bear loss and hold tokens: borders, and runs a document."""
+    end = np.cumsum(length)
+    origin = (end - length)[first_piece][document] if len(document) else end  # where the document begins
+    kept = np.flatnonzero(has_loss & (length > 0))
+    begins, ends, of = (end - length)[kept], end[kept], document[kept]
+    opens = np.ones(len(kept), bool)
+    opens[1:] = (begins[1:] != ends[:-1]) | (of[1:] != of[:-1])
+    closes = np.append(opens[1:], True)[: len(kept)]
+    borders = np.stack([begins[opens] - origin[kept][opens], ends[closes] - origin[kept][closes]], axis=1)
+    return borders.reshape(-1), np.bincount(of[opens], minlength=len(first_piece))
+
+
+def chosen_documents(encoded: Encoded, places: np.ndarray) -> Encoded:
+    """The documents at `places` [int64], in this order."""
+    starts = np.cumsum(encoded.lengths) - encoded.lengths
+    num_borders = 2 * encoded.num_spans
+    borders = np.cumsum(num_borders) - num_borders
+    return Encoded(
+        encoded.tokens[ragged_index(starts[places], encoded.lengths[places])],
+        encoded.lengths[places],
+        encoded.spans[ragged_index(borders[places], num_borders[places])],
+        encoded.num_spans[places],
+        encoded.has_text[places],
+    )
+
+
+def ragged_index(start: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """start[0], start[0]+1, ... (length[0] of them), start[1], ...: int64, the places of pieces in an array."""
+    end = np.cumsum(length)
+    return np.repeat(start - end + length, length) + np.arange(end[-1] if len(end) else 0)
+
+
+def loss_mask(lengths: np.ndarray, spans: np.ndarray, num_spans: np.ndarray) -> np.ndarray:
+    """[tokens] bool: which tokens bear loss, of documents as in `Encoded`."""
+    origin = np.repeat(np.cumsum(lengths) - lengths, num_spans)
+    borders = np.zeros(int(lengths.sum()) + 1, np.int8)
+    np.add.at(borders, spans[0::2] + origin, 1)
+    np.add.at(borders, spans[1::2] + origin, -1)
+    return np.cumsum(borders[:-1], dtype=np.int8).astype(bool)

@@ -1,69 +1,244 @@
-"""Reads and encodes all input: files come in, documents in a spool, refused lines in a file and the counts go out."""
+"""One part of the input: it is read, cleaned and encoded, and lies in the cache as a directory when it is done.
+
+`<cache>/<key>/` holds chunk-00000.arrow, ... (documents), refused.jsonl and record.json. The key is a hash of all that
+the part is made of, so a finished part is found again by what it holds, and never by its name or a mark beside it.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TypedDict, cast
 
-from data_tools.counts import RecordCounts
-from data_tools.encode import encode_records
-from data_tools.records import Line, Record, Refusal, parse_line, read_lines
-from data_tools.spool import Spool
+import numpy as np
+import xxhash
 
-if TYPE_CHECKING:
-    from tokenizer_tools.tokenizer import TextEncoder
+from data_tools.backends import BackendDiffersError, BackendName
+from data_tools.chunks import Facts, write_chunk
+from data_tools.counts import CountRow, RecordCounts
+from data_tools.encode import Encoded, chosen_documents, encode_records
+from data_tools.parts import Part, digest_of, file_digest, key_of
+from data_tools.readers import read_span
+from data_tools.records import Record, Refusal
+from data_tools.tools import Settings, Tools, tools_of
+from tokenizer_tools.command import UserError
+from tokenizer_tools.outputs import read_json, write_json
 
-BATCH_BYTES = 2**20
-
-
-class Intake:
-    """Takes lines in; `counts` tells what became of them, `first_refusal` is kept for the message to the user."""
-
-    def __init__(self, encoder: TextEncoder, spool: Spool, refused_file: TextIO) -> None:
-        self._encoder = encoder
-        self._spool = spool
-        self._refused_file = refused_file
-        self.counts = RecordCounts()
-        self.first_refusal: Refusal | None = None
-
-    def read(self, files: Iterable[Path], on_progress: Callable[[int], object]) -> None:
-        """Read the files to their end; `on_progress` hears the number of bytes after each batch."""
-        for lines in batches(read_lines(files), BATCH_BYTES):
-            parsed = [parse_line(line) for line in lines]
-            for refusal in parsed:
-                if isinstance(refusal, Refusal):
-                    self.counts.read[refusal.category] += 1
-                    self._refuse(refusal)
-            self._encode([record for record in parsed if isinstance(record, Record)])
-            on_progress(sum(len(line.data) for line in lines))
-
-    def _encode(self, records: list[Record]) -> None:
-        for record, sequence in zip(records, encode_records(self._encoder, records), strict=True):
-            self.counts.read[record.category] += 1
-            if sequence is None:
-                place = (record.file, record.line_number, record.byte_offset)
-                self._refuse(Refusal(*place, "target_without_tokens", record.category))
-            else:
-                self.counts.kept[record.category] += 1
-                self._spool.append(record, sequence)
-
-    def _refuse(self, refusal: Refusal) -> None:
-        self.first_refusal = self.first_refusal or refusal
-        self.counts.refused[refusal.category, refusal.reason] += 1
-        self._refused_file.write(json.dumps(refusal._asdict(), ensure_ascii=False) + "\n")
+CHUNK_BYTES = 2**23  # of text: what is in memory at a time
+CHECK_EVERY = 512  # one document of so many is also encoded by the reference
+RECORD_NAME = "record.json"
+REFUSED_NAME = "refused.jsonl"
+PARTIAL = ".partial"
 
 
-def batches(lines: Iterable[Line], num_bytes: int) -> Iterator[list[Line]]:
-    """The same lines in lists of about `num_bytes`; a longer line is a list of its own or the end of one."""
-    batch: list[Line] = []
-    size = 0
-    for line in lines:
-        batch.append(line)
-        size += len(line.data)
-        if size >= num_bytes:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+@dataclass(frozen=True)
+class Job:
+    """Settings, the library that encodes, and where the parts lie; `key` is a digest of what decides a part's bytes."""
+
+    settings: Settings
+    backend: BackendName
+    cache_dir: Path
+    key: str
+
+
+class ChunkRecord(TypedDict):
+    """One chunk file of a part."""
+
+    name: str
+    sha256: str
+    batch_documents: list[int]
+    num_tokens: int
+
+
+class PartRecord(TypedDict):
+    """What became of a part: `record.json`. `files`, `digests` and `num_lines` have an entry a span."""
+
+    key: str
+    files: list[str]
+    digests: list[str]
+    num_lines: list[int]
+    category_names: list[str]
+    counts: list[CountRow]
+    chunks: list[ChunkRecord]
+
+
+def encode_part(task: tuple[Part, Job]) -> tuple[PartRecord, bool]:
+    """(the record of a part, whether it was made already).
+
+    Raises BackendDiffersError if the fast library and the reference give different ids for a document of this part.
+    """
+    part, job = task
+    digests = [digest_of(span) for span in part.spans]
+    key = key_of(part, digests, job.key)
+    directory = job.cache_dir / key
+    finished = finished_part(directory)
+    if finished is not None:
+        return finished, True
+    aside = Path(tempfile.mkdtemp(prefix=f".{key[:12]}.", suffix=PARTIAL, dir=job.cache_dir))
+    try:
+        record = _Intake(part, job, aside).run(key, digests)
+        write_json(aside / RECORD_NAME, record)
+        shutil.rmtree(directory, ignore_errors=True)  # there only if it is damaged
+        aside.rename(directory)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return record, False
+
+
+def finished_part(directory: Path) -> PartRecord | None:
+    """The record of a part that was finished and is intact, else None."""
+    try:
+        record = cast(PartRecord, read_json(directory / RECORD_NAME, "the record of an encoded part"))
+    except UserError:
+        return None
+    for chunk in record["chunks"]:
+        path = directory / chunk["name"]
+        if not path.is_file() or file_digest(path) != chunk["sha256"]:
+            return None
+    return record if (directory / REFUSED_NAME).is_file() else None
+
+
+class _Intake:
+    """Reads one part into `directory`; holds what lies between two chunks."""
+
+    def __init__(self, part: Part, job: Job, directory: Path) -> None:
+        self._part = part
+        self._job = job
+        self._tools: Tools = tools_of(job.settings)
+        self._directory = directory
+        self._counts = RecordCounts()
+        self._categories: dict[str, int] = {}
+        self._chunks: list[ChunkRecord] = []
+
+    def run(self, key: str, digests: list[str]) -> PartRecord:
+        num_lines: list[int] = []
+        with (self._directory / REFUSED_NAME).open("w", encoding="utf-8") as self._refused_file:
+            waiting: list[tuple[int, Record]] = []
+            size = 0
+            for index, item in self._read(num_lines):
+                if isinstance(item, Refusal):
+                    self._refuse(index, item)
+                    continue
+                waiting.append((index, item))
+                size += sum(len(segment.text) for segment in item.segments)
+                if size >= CHUNK_BYTES:
+                    self._encode(waiting)
+                    waiting, size = [], 0
+            self._encode(waiting)
+        return {
+            "key": key,
+            "files": [str(span.path) for span in self._part.spans],
+            "digests": digests,
+            "num_lines": num_lines,
+            "category_names": list(self._categories),
+            "counts": self._counts.rows(),
+            "chunks": self._chunks,
+        }
+
+    def _read(self, num_lines: list[int]) -> Iterator[tuple[int, Record | Refusal]]:
+        for index, span in enumerate(self._part.spans):
+            reader = read_span(span, self._tools.read_options)
+            for item in reader:
+                self._counts.read[item.category] += 1
+                yield index, item
+            num_lines.append(reader.num_lines)
+
+    def _refuse(self, span_index: int, refusal: Refusal) -> None:
+        """A line of refused.jsonl; the line number still counts from the beginning of the span."""
+        self._counts.refused[refusal.category, refusal.reason] += 1
+        self._refused_file.write(json.dumps([span_index, *refusal], ensure_ascii=False) + "\n")
+
+    def _refuse_record(self, item: tuple[int, Record], reason: str) -> None:
+        span_index, record = item
+        place = (record.file, record.line_number, record.byte_offset)
+        self._refuse(span_index, Refusal(*place, reason, record.category))
+
+    def _encode(self, items: list[tuple[int, Record]]) -> None:
+        """Clean, encode and write one chunk."""
+        texts = [_text_of(record) for _, record in items]
+        faults = self._tools.cleaner.faults(texts)
+        for item, fault in zip(items, faults, strict=True):
+            if fault is not None:
+                self._refuse_record(item, fault)
+        items = [item for item, fault in zip(items, faults, strict=True) if fault is None]
+        encoded = encode_records(self._tools.encoders(self._job.backend), [record for _, record in items])
+        for place in np.flatnonzero(~encoded.has_text).tolist():
+            self._refuse_record(items[place], "target_without_tokens")
+        kept = np.flatnonzero(encoded.has_text)
+        if len(kept) < len(items):
+            items = [items[place] for place in kept.tolist()]
+            encoded = chosen_documents(encoded, kept)
+        if items:
+            facts = self._facts(items)
+            self._check(facts.hash, items, encoded)
+            self._write(facts, encoded)
+
+    def _facts(self, items: Sequence[tuple[int, Record]]) -> Facts:
+        hashes, categories, num_bytes, num_characters = [], [], [], []
+        for _, record in items:
+            digest, size, characters = measure(record)
+            hashes.append(digest)
+            categories.append(self._categories.setdefault(record.category, len(self._categories)))
+            num_bytes.append(size)
+            num_characters.append(characters)
+            self._counts.kept[record.category] += 1
+        sketches = self._tools.cleaner.sketches([_text_of(record) for _, record in items])
+        return Facts(
+            hash=np.array(hashes, np.uint64),
+            category=np.array(categories, np.int32),
+            text_bytes=np.array(num_bytes, np.int64),
+            text_characters=np.array(num_characters, np.int64),
+            span=np.array([index for index, _ in items], np.int32),
+            line_number=np.array([record.line_number for _, record in items], np.int64),
+            byte_offset=np.array([_or_none(record.byte_offset) for _, record in items], np.int64),
+            sketch=sketches,
+        )
+
+    def _check(self, hashes: np.ndarray, items: list[tuple[int, Record]], encoded: Encoded) -> None:
+        """Hold a few documents against the reference, chosen by what they hold."""
+        chosen = np.flatnonzero(hashes % np.uint64(CHECK_EVERY) == 0)
+        reference = encode_records(self._tools.reference, [items[place][1] for place in chosen.tolist()])
+        if not np.array_equal(reference.tokens, chosen_documents(encoded, chosen).tokens):
+            raise BackendDiffersError(f"{self._job.backend} in {items[chosen[0]][1].file}")
+
+    def _write(self, facts: Facts, encoded: Encoded) -> None:
+        name = f"chunk-{len(self._chunks):05d}.arrow"
+        batch_documents = write_chunk(self._directory / name, facts, encoded, self._tools.dtype)
+        self._chunks.append(
+            {
+                "name": name,
+                "sha256": file_digest(self._directory / name),
+                "batch_documents": batch_documents,
+                "num_tokens": len(encoded.tokens),
+            }
+        )
+
+
+def _text_of(record: Record) -> str:
+    """What cleaning looks at: all text of a record."""
+    if len(record.segments) == 1:
+        return record.segments[0].text
+    return "\n".join(segment.text for segment in record.segments if not segment.is_control)
+
+
+def measure(record: Record) -> tuple[int, int, int]:
+    """(content hash, UTF-8 bytes, characters) of a record; the latter two of the text that bears loss.
+
+    The hash has 64 bits. Clean text holds no NUL, so segments joined by it cannot be taken for another record's.
+    """
+    if len(record.segments) == 1 and not record.is_framed:
+        data = record.segments[0].text.encode()
+        return xxhash.xxh3_64_intdigest(data), len(data), len(record.segments[0].text)
+    lossy = "".join(segment.text for segment in record.segments if segment.has_loss and not segment.is_control)
+    data = "".join(
+        f"\0{segment.has_loss:d}{segment.is_control:d}{segment.text}" for segment in record.segments
+    ).encode()
+    return xxhash.xxh3_64_intdigest(data), len(lossy.encode()), len(lossy)
+
+
+def _or_none(byte_offset: int | None) -> int:
+    return -1 if byte_offset is None else byte_offset

@@ -1,42 +1,58 @@
 """The contract between data preparation and training: counts come in, `manifest.json` goes out and is read back.
 
-The ledger closes: tokens in = tokens in bins + tokens dropped by reason, and records read = kept + refused by reason,
-for each category and in total. Nothing in it depends on the machine, the clock or the order of files.
+The ledger closes, for each category and in total: tokens in = tokens in bins + tokens dropped by reason, and records
+read = kept + refused by reason. Nothing in it depends on the machine, the clock or the order of files.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import numpy as np
 
+from data_tools.arrange import Arrangement
 from data_tools.counts import RecordCounts, RecordLedger
-from data_tools.spool import Documents
+from data_tools.documents import Documents
 from tokenizer_tools.command import UserError
 from tokenizer_tools.outputs import read_json, write_json
 
 MANIFEST_NAME = "manifest.json"
 VERSION = 1
 
-TokenLedger = TypedDict("TokenLedger", {"in": int, "in_bins": int, "dropped": dict[str, int]})
+TokenLedger = TypedDict("TokenLedger", {"in": int, "in_bins": int, "dropped": dict[str, int], "repeated": int})
 
 
 class FileCounts(TypedDict):
-    """Files `read`, and those `skipped` because they are not .jsonl, by suffix."""
+    """Files `read`, and those `skipped` because they are of no known format, by suffix."""
 
     read: int
     skipped: dict[str, int]
 
 
+class PlacedLedger(RecordLedger):
+    """Also how many documents lie in the bins: the kept ones without those left out, with those repeated."""
+
+    placed: int
+
+
 class CategoryEntry(TypedDict):
-    """One category over all buckets. `bytes`: UTF-8 bytes of the text that bears loss (the targets)."""
+    """One category over all buckets.
+
+    `bytes` (UTF-8) and `characters` are those of the text that bears loss, of whole documents, as often as they are
+    placed. `length_histogram`: entry i counts the documents of 2**i up to 2**(i+1) - 1 tokens, before any is cut.
+    """
 
     tokens: TokenLedger
-    records: RecordLedger
+    records: PlacedLedger
     loss_tokens: int
     bytes: int
+    characters: int
+    length_histogram: list[int]
 
 
 class BucketCategory(TypedDict):
@@ -49,7 +65,10 @@ class BucketCategory(TypedDict):
 
 
 class BucketEntry(TypedDict):
-    """One bucket. `path` is relative to the manifest, `sha256` that of the bucket's only .arrow file."""
+    """One bucket. `path` is relative to the manifest, `sha256` that of the bucket's only .arrow file.
+
+    `fill_histogram`: rows by fill, in 20 steps of 5 %; the last step includes full rows.
+    """
 
     path: str
     rows: int
@@ -58,26 +77,31 @@ class BucketEntry(TypedDict):
     loss_tokens: int
     bytes: int
     sha256: str
+    fill_histogram: list[int]
     categories: dict[str, BucketCategory]
 
 
 class Manifest(TypedDict):
     """`manifest.json`, version 1. `fill` = tokens / (rows * max_length); rows index `category_names`.
 
-    `records` also counts lines whose category cannot be read, which `categories` cannot.
+    `records` also counts lines whose category cannot be read, which `categories` cannot. `settings` are the flags that
+    decide the bytes. `documents_sha256` is over the sorted content hashes of all documents that were kept.
     """
 
     version: int
     tokenizer_fingerprint: str
+    settings: dict[str, Any]
+    documents_sha256: str
     max_length: int
     num_buckets: int
     seed: int
     fill: float
     files: FileCounts
-    records: RecordLedger
+    records: PlacedLedger
     tokens: TokenLedger
     loss_tokens: int
     bytes: int
+    characters: int
     category_names: list[str]
     categories: dict[str, CategoryEntry]
     buckets: list[BucketEntry]
@@ -85,56 +109,70 @@ class Manifest(TypedDict):
 
 @dataclass(frozen=True)
 class WrittenBin:
-    """What lies in a bin, counted from the very rows that were written. The arrays are [categories] int64."""
+    """What lies in a bin, counted from the very rows that were written.
+
+    `tokens` and `loss_tokens` are [categories] int64, `fill_histogram` is [20] int64.
+    """
 
     num_rows: int
     tokens: np.ndarray
     loss_tokens: np.ndarray
+    fill_histogram: np.ndarray
     sha256: str
 
 
-def bucket_entry(path: str, written: WrittenBin, documents: Documents, members: np.ndarray) -> BucketEntry:
-    """The entry of the bucket that holds the documents `members` [int64]."""
-    num_categories = len(documents.category_names)
-    num_documents = np.bincount(documents.category[members], minlength=num_categories)
-    text_bytes = np.zeros(num_categories, np.int64)
-    np.add.at(text_bytes, documents.category[members], documents.text_bytes[members])
+def bucket_entry(
+    path: str, written: WrittenBin, category: np.ndarray, text_bytes: np.ndarray, category_names: Sequence[str]
+) -> BucketEntry:
+    """The entry of a bucket that holds documents of `category` with `text_bytes`, [documents] int64."""
+    num_documents = np.bincount(category, minlength=len(category_names))
+    num_bytes = np.bincount(category, text_bytes, minlength=len(category_names)).astype(np.int64)
     categories: dict[str, BucketCategory] = {
-        documents.category_names[index]: {
+        category_names[index]: {
             "documents": int(num_documents[index]),
             "tokens": int(written.tokens[index]),
             "loss_tokens": int(written.loss_tokens[index]),
-            "bytes": int(text_bytes[index]),
+            "bytes": int(num_bytes[index]),
         }
         for index in np.flatnonzero(num_documents).tolist()
     }
     return {
         "path": path,
         "rows": written.num_rows,
-        "documents": len(members),
+        "documents": len(category),
         "tokens": int(written.tokens.sum()),
         "loss_tokens": int(written.loss_tokens.sum()),
-        "bytes": int(text_bytes.sum()),
+        "bytes": int(num_bytes.sum()),
         "sha256": written.sha256,
+        "fill_histogram": written.fill_histogram.tolist(),
         "categories": categories,
     }
 
 
 def category_entries(
-    counts: RecordCounts, documents: Documents, buckets: list[BucketEntry]
+    counts: RecordCounts, documents: Documents, arrangement: Arrangement, buckets: list[BucketEntry]
 ) -> dict[str, CategoryEntry]:
-    """The ledger of each category: tokens in come from the documents, tokens in bins from what was written."""
-    tokens_in = np.zeros(len(documents.category_names), np.int64)
-    np.add.at(tokens_in, documents.category, documents.length)
+    """The ledger of each category: tokens in come from the arrangement, tokens in bins from what was written."""
+    placed = arrangement.document
+    category = documents.category[placed]
+    characters = np.bincount(category, documents.text_characters[placed], minlength=len(documents.category_names))
+    power = np.frexp(documents.length[placed].astype(np.float64))[1] - 1
     entries: dict[str, CategoryEntry] = {}
     for index, name in enumerate(documents.category_names):
         parts = [bucket["categories"][name] for bucket in buckets if name in bucket["categories"]]
-        in_bins = sum(part["tokens"] for part in parts)
+        flow = arrangement.flows[index]
         entries[name] = {
-            "tokens": {"in": int(tokens_in[index]), "in_bins": in_bins, "dropped": {}},
-            "records": counts.ledger(name),
+            "tokens": {
+                "in": flow.come_in,
+                "in_bins": sum(part["tokens"] for part in parts),
+                "dropped": dict(sorted(flow.dropped.items())),
+                "repeated": flow.repeated,
+            },
+            "records": {**counts.ledger(name), "placed": sum(part["documents"] for part in parts)},
             "loss_tokens": sum(part["loss_tokens"] for part in parts),
             "bytes": sum(part["bytes"] for part in parts),
+            "characters": int(characters[index]),
+            "length_histogram": np.bincount(power[category == index]).tolist(),
         }
     return entries
 
@@ -142,28 +180,42 @@ def category_entries(
 def build_manifest(
     *,
     tokenizer_fingerprint: str,
+    settings: dict[str, Any],
     max_length: int,
     seed: int,
     files: FileCounts,
     counts: RecordCounts,
     documents: Documents,
+    kept: np.ndarray,
+    arrangement: Arrangement,
     buckets: list[BucketEntry],
 ) -> Manifest:
-    """The whole manifest: what came in beside what was written."""
-    categories = category_entries(counts, documents, buckets)
+    """The whole manifest: what came in beside what was written. `kept` is [documents] bool."""
+    categories = category_entries(counts, documents, arrangement, buckets)
+    flows = arrangement.flows
+    dropped = sum((flow.dropped for flow in flows), Counter[str]())
     in_bins = sum(bucket["tokens"] for bucket in buckets)
+    num_rows = sum(bucket["rows"] for bucket in buckets)
     return {
         "version": VERSION,
         "tokenizer_fingerprint": tokenizer_fingerprint,
+        "settings": settings,
+        "documents_sha256": hashlib.sha256(np.sort(documents.hash[kept]).astype(">u8").tobytes()).hexdigest(),
         "max_length": max_length,
         "num_buckets": len(buckets),
         "seed": seed,
-        "fill": in_bins / (max_length * sum(bucket["rows"] for bucket in buckets)),
+        "fill": in_bins / (max_length * num_rows) if num_rows else 0.0,
         "files": files,
-        "records": counts.ledger(),
-        "tokens": {"in": len(documents.tokens), "in_bins": in_bins, "dropped": {}},
+        "records": {**counts.ledger(), "placed": sum(bucket["documents"] for bucket in buckets)},
+        "tokens": {
+            "in": sum(flow.come_in for flow in flows),
+            "in_bins": in_bins,
+            "dropped": dict(sorted(dropped.items())),
+            "repeated": sum(flow.repeated for flow in flows),
+        },
         "loss_tokens": sum(bucket["loss_tokens"] for bucket in buckets),
         "bytes": sum(bucket["bytes"] for bucket in buckets),
+        "characters": sum(entry["characters"] for entry in categories.values()),
         "category_names": documents.category_names,
         "categories": categories,
         "buckets": buckets,
@@ -183,7 +235,11 @@ def check_ledger(manifest: Manifest) -> None:
         "tokens in": (manifest["tokens"]["in"], sum(entry["tokens"]["in"] for entry in categories)),
         "tokens in bins": (manifest["tokens"]["in_bins"], sum(bucket["tokens"] for bucket in buckets)),
         "records kept": (manifest["records"]["kept"], sum(entry["records"]["kept"] for entry in categories)),
-        "documents": (manifest["records"]["kept"], sum(bucket["documents"] for bucket in buckets)),
+        "documents": (manifest["records"]["placed"], sum(bucket["documents"] for bucket in buckets)),
+        "tokens dropped": (
+            sum(manifest["tokens"]["dropped"].values()),
+            sum(sum(entry["tokens"]["dropped"].values()) for entry in categories),
+        ),
     }
     for name, (total, of_parts) in sums.items():
         if total != of_parts:

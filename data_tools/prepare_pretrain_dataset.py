@@ -1,34 +1,36 @@
-"""Command: directories of .jsonl documents and a tokenizer come in, Arrow bins and `manifest.json` go out.
+"""Command: directories of documents and a tokenizer come in, Arrow bins and `manifest.json` go out.
 
-Pass 1 reads and encodes every document into one scratch file, pass 2 divides them into buckets and packs rows on their
-lengths alone, pass 3 writes bucket after bucket. Memory does not grow with the text, only by some bytes a document.
+Pass 1 encodes the text part by part into a cache, pass 2 divides the documents into buckets on their lengths alone,
+pass 3 packs and writes bucket after bucket. Memory does not grow with the text, only by some bytes a document.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import sys
-import tempfile
 import time
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, Literal
 
-from data_tools.bucket_writer import write_buckets
-from data_tools.intake import Intake
-from data_tools.manifest import build_manifest, write_manifest
-from data_tools.records import SUFFIX, find_files
-from data_tools.report import print_report
-from data_tools.spool import Spool, smallest_dtype
+from data_tools.cleaning import CleaningConfig
+from data_tools.fields import ReadOptions
+from data_tools.input_files import INPUT_SUFFIXES, find_files
+from data_tools.inputs import changed_files, changed_settings, read_inputs
+from data_tools.manifest import MANIFEST_NAME, read_manifest
+from data_tools.mixture import read_mixture
+from data_tools.parts import plan_parts
+from data_tools.refusals import most_refused
+from data_tools.workers import num_cpus
 from tokenizer_tools.command import UserError, command
-from tokenizer_tools.outputs import whole_directory
-from tokenizer_tools.tokenizer import TextEncoder, fingerprint, load_tokenizer
+from tokenizer_tools.outputs import refuse_existing
 
 if TYPE_CHECKING:
-    from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
+    from data_tools.engine import Engine
 
-REFUSED_NAME = "refused.jsonl"
 MIN_LENGTH = 8
 MAX_BINS = 100_000  # bucket names have five digits
 
@@ -40,22 +42,49 @@ class Config:
     """Turn text into packed training rows, divided into buckets that each hold a share of every category."""
 
     data_input_dirs: str
-    """Directories of .jsonl files, separated by commas; folders below them are searched too.
-    One document a line: {"source": "", "target": "...", "category": "..."}"""
+    """Directories of .jsonl, .json, .csv, .txt (also .gz and .zst) and .parquet files, separated by commas; folders
+    below them are searched too. One document a line: {"source": "", "target": "...", "category": "..."}"""
     tokenizer_dir: Path
     """Tokenizer directory"""
     data_arrow_output_dir: Path
-    """Output: part-00000, part-00001, ..., manifest.json and refused.jsonl"""
+    """Output: part-00000, part-00001, ..., manifest.json, refused.jsonl, inputs.json and report.html"""
     data_jsonl_output_dir: Path | None = None
     """Output, optional: the same rows as readable .jsonl, one file a bucket"""
     data_cache_dir: Path | None = None
-    """Where the scratch file lies while this runs (2 or 4 bytes a token); default: beside the output"""
+    """Where encoded parts lie (1 to 2 bytes a token); kept, so that another --max_length need not encode again.
+    Default: beside the output, removed at the end"""
     max_length: int = 4096
     """Tokens in a row, at most"""
     num_spliced_dataset_bins: int = 10
     """Bins a category is divided into, which is the number of buckets"""
+    long_documents: Literal["split", "truncate", "drop"] = "split"
+    """What becomes of a document longer than a row: cut into rows, cut off, or left out; what is lost is counted"""
+    mixture: Path | None = None
+    """File of weights, caps and repeats: {"zh": {"weight": 4}, "en": {"weight": 1, "max_bytes": 5e7, "repeats": 3}}"""
+    text_field: str = "target"
+    """Name of the field that holds the text"""
+    source_field: str = "source"
+    """Name of the field that holds a prompt, which bears no loss"""
+    category_field: str = "category"
+    """Name of the field that holds the category"""
+    txt_documents: Literal["file", "line", "blank_lines"] = "file"
+    """What is a document in .txt files: the file, a line, or what stands between blank lines"""
+    text_format: Literal["plain", "human_assistant"] = "plain"
+    """human_assistant: texts spell <s>Human: ...</s><s>Assistant: ...</s>, loss on the assistant's turns only"""
+    max_document_bytes: int = 2**26
+    """A longer line is refused"""
+    max_refused: str | None = None
+    """Stop if more lines are refused: a count (100) or a share (0.01)"""
+    cleaning: CleaningConfig = field(default_factory=CleaningConfig)
+    """Which documents to leave out"""
     seed: int = 42
     """Seed of the order of rows within a bucket"""
+    backend: Literal["auto", "gigatoken", "sentencepiece", "tokenizers"] = "auto"
+    """Library that encodes; auto: the fastest that gives the tokenizer's own ids on a sample of the text"""
+    num_workers: int = field(default_factory=num_cpus)
+    """Processes; the same bytes come out for any number"""
+    ray_address: str | None = None
+    """Work on a Ray cluster (auto, or host:port); input, cache and output have to lie on a shared file system"""
     overwrite: bool = False
     """Replace existing output directories"""
 
@@ -69,6 +98,29 @@ class Config:
         """The one or two output directories."""
         return [path for path in (self.data_arrow_output_dir, self.data_jsonl_output_dir) if path is not None]
 
+    @property
+    def read_options(self) -> ReadOptions:
+        """How files become records."""
+        return ReadOptions(
+            text_field=self.text_field,
+            source_field=self.source_field,
+            category_field=self.category_field,
+            txt_documents=self.txt_documents,
+            text_format=self.text_format,
+            max_document_bytes=self.max_document_bytes,
+        )
+
+    @property
+    def arrangement(self) -> dict[str, Any]:
+        """The flags that decide what becomes of encoded documents, as the manifest and messages show them."""
+        return {
+            "max_length": self.max_length,
+            "num_spliced_dataset_bins": self.num_spliced_dataset_bins,
+            "long_documents": self.long_documents,
+            "mixture": None if self.mixture is None else {k: asdict(v) for k, v in read_mixture(self.mixture).items()},
+            "seed": self.seed,
+        }
+
 
 def check(config: Config) -> None:
     """Raise UserError for the first flag that cannot be meant."""
@@ -76,13 +128,17 @@ def check(config: Config) -> None:
         raise UserError(f"--max_length {config.max_length}: a row holds at least {MIN_LENGTH} tokens; 4096 is usual")
     if not 1 <= config.num_spliced_dataset_bins <= MAX_BINS:
         raise UserError(f"--num_spliced_dataset_bins {config.num_spliced_dataset_bins}: choose 1 to {MAX_BINS}")
-    if config.seed < 0:
-        raise UserError(f"--seed {config.seed}: a seed is not negative; choose 0 or more")
+    for name in ("seed", "max_document_bytes", "num_workers"):
+        least = 0 if name == "seed" else 1
+        if getattr(config, name) < least:
+            raise UserError(f"--{name} {getattr(config, name)}: choose {least} or more")
+    most_refused(config.max_refused, 0)
+    config.cleaning.check()
     if not config.input_dirs:
         raise UserError("--data_input_dirs names no directory; separate directories by commas")
     for path in config.input_dirs:
         if not path.is_dir():
-            raise UserError(f"--data_input_dirs {path}: no such directory; name directories of {SUFFIX} files")
+            raise UserError(f"--data_input_dirs {path}: no such directory; name directories of text files")
     for output in config.output_dirs:
         _check_apart(output, config)
 
@@ -90,11 +146,13 @@ def check(config: Config) -> None:
 def _check_apart(output: Path, config: Config) -> None:
     """An output that holds an input would replace it; one that lies in an input would be read as text next time."""
     others = [*config.input_dirs, *(path for path in config.output_dirs if path is not output)]
+    if config.data_cache_dir is not None:
+        others.append(config.data_cache_dir)
     for other in [*others, config.tokenizer_dir]:
         if other.resolve().is_relative_to(output.resolve()):
             raise UserError(f"{output}: this output directory would replace {other}; choose a directory of its own")
     for other in others:
-        if output.resolve().is_relative_to(other.resolve()):
+        if output.resolve().is_relative_to(other.resolve()) and other is not config.data_cache_dir:
             raise UserError(f"{output}: this output directory lies in {other}; choose a directory outside of it")
 
 
@@ -102,87 +160,57 @@ def _check_apart(output: Path, config: Config) -> None:
 def main(config: Config) -> None:
     """Prepare a dataset."""
     check(config)
+    _spare_imports()
+    from data_tools.engine import Engine  # it loads libraries that --help must not wait for
+    from data_tools.report import print_report
+
     started = time.monotonic()
-    with ExitStack() as stack:
-        arrow_dir = stack.enter_context(whole_directory(config.data_arrow_output_dir, config.overwrite))
-        jsonl_dir = None
-        if config.data_jsonl_output_dir is not None:
-            jsonl_dir = stack.enter_context(whole_directory(config.data_jsonl_output_dir, config.overwrite))
-        files, skipped = _find(config)
-        tokenizer = load_tokenizer(config.tokenizer_dir)
-        spool = Spool(
-            stack.enter_context(_scratch_file(config)), smallest_dtype(max(tokenizer.get_vocab().values()) + 1)
-        )
-        intake = _read_all(files, tokenizer, spool, arrow_dir)
-        documents = spool.documents(intake.counts.category_names)
-        buckets = write_buckets(
-            documents,
-            arrow_dir,
-            jsonl_dir,
-            num_buckets=config.num_spliced_dataset_bins,
-            max_length=config.max_length,
-            seed=config.seed,
-            decode=tokenizer.decode,
-        )
-        manifest = build_manifest(
-            tokenizer_fingerprint=fingerprint(tokenizer),
-            max_length=config.max_length,
-            seed=config.seed,
-            files={"read": len(files), "skipped": skipped},
-            counts=intake.counts,
-            documents=documents,
-            buckets=buckets,
-        )
-        write_manifest(arrow_dir, manifest)
-    print_report(manifest, time.monotonic() - started)
+    files, skipped = _find(config)
+    engine = Engine(config, plan_parts(files, config.read_options), files, skipped)
+    if _is_done(config, engine):
+        logger.info("%s: already made from this very text with these flags", config.data_arrow_output_dir)
+        return
+    for output in config.output_dirs:
+        refuse_existing(output, config.overwrite)
+    print_report(engine.run(), time.monotonic() - started)
 
 
-def _find(config: Config) -> tuple[list[Path], dict[str, int]]:
+def _spare_imports() -> None:
+    """transformers would import torch, two seconds, for the tokenizer alone; its threads would not survive a fork."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if "transformers" not in sys.modules and "torch" not in sys.modules:
+        os.environ.setdefault("USE_TORCH", "0")
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+def _find(config: Config) -> tuple[list[Path], Counter[str]]:
     """The input files, and the number of others by suffix. Raises UserError if there is no input file."""
     files, skipped = find_files(config.input_dirs)
     others = ", ".join(f"{count} {suffix}" for suffix, count in sorted(skipped.items()))
     if not files:
         found = f"only {others}" if others else "no file at all"
-        raise UserError(f"{config.data_input_dirs}: no {SUFFIX} file ({found}); unpack or convert the text to {SUFFIX}")
+        raise UserError(
+            f"{config.data_input_dirs}: no input file ({found}); unpack or convert the text to one of "
+            f"{', '.join(INPUT_SUFFIXES)}"
+        )
     if skipped:
-        logger.warning("warning: not read, because only %s files are: %s", SUFFIX, others)
-    return files, dict(sorted(skipped.items()))
+        logger.warning("warning: not read, because their names tell no known format: %s", others)
+    return files, skipped
 
 
-def _scratch_file(config: Config) -> BinaryIO:
-    """A file without a name: the system takes it back even if this process is killed."""
-    directory = config.data_cache_dir or config.data_arrow_output_dir.absolute().parent
-    directory.mkdir(parents=True, exist_ok=True)
-    return cast(BinaryIO, tempfile.TemporaryFile(dir=directory))
-
-
-def _read_all(files: list[Path], tokenizer: PreTrainedTokenizerFast, spool: Spool, arrow_dir: Path) -> Intake:
-    """Pass 1. Raises UserError if no document is left."""
-    from tqdm import tqdm
-
-    num_bytes = sum(path.stat().st_size for path in files)
-    with (
-        (arrow_dir / REFUSED_NAME).open("w", encoding="utf-8") as refused_file,
-        tqdm(total=num_bytes, desc="encode", unit="B", unit_scale=True, disable=None) as bar,
-    ):
-        intake = Intake(TextEncoder(tokenizer), spool, refused_file)
-        intake.read(files, bar.update)
-    refused = _refused(intake)
-    if not len(spool):
-        reason = f"{len(files)} files, {refused or 'all empty'}"
-        raise UserError(f'{files[0].parent}: no document ({reason}); write one {{"target": "..."}} a line')
-    if refused:
-        logger.warning("warning: %s; all are listed in %s of the output", refused, REFUSED_NAME)
-    return intake
-
-
-def _refused(intake: Intake) -> str:
-    """ "refused 3 invalid_json, 1 empty_target, the first at a.jsonl:7", or nothing."""
-    first = intake.first_refusal
-    if first is None:
-        return ""
-    reasons = ", ".join(f"{count} {reason}" for reason, count in intake.counts.ledger()["refused"].items())
-    return f"refused {reasons}, the first at {first.file}:{first.line_number}"
+def _is_done(config: Config, engine: Engine) -> bool:
+    """Whether the output is there, made from the same bytes with the same flags. Raises UserError if others made it."""
+    output = config.data_arrow_output_dir
+    if config.overwrite or not (output / MANIFEST_NAME).is_file():
+        return False
+    old, new = read_manifest(output)["settings"], json.loads(json.dumps(engine.meaning, default=str))
+    changes = changed_settings(old, new) + changed_files(read_inputs(output), engine.input_digests())
+    if changes:
+        raise UserError(
+            f"{output}: exists, but was made otherwise ({'; '.join(changes)}); add --overwrite to replace it or choose "
+            "another name"
+        )
+    return True
 
 
 if __name__ == "__main__":

@@ -1,43 +1,35 @@
-"""Rows for human eyes: batches of rows pass through, and each row is also written as one line of JSON."""
+"""Rows for human eyes: a prepared dataset comes in, one .jsonl file a bucket goes out."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from data_tools.rows import RowBatch
+from data_tools.bins import Row, open_bins
 
 
-def also_as_jsonl(
-    batches: Iterable[RowBatch], path: Path, decode: Callable[[list[int]], str], category_names: list[str]
-) -> Iterator[RowBatch]:
-    """Yield the batches unchanged and write their rows to `path` (UTF-8).
+def write_readable(dataset: Path, jsonl_dir: Path, decode: Callable[[list[int]], str]) -> None:
+    """Write `part-00000.jsonl`, ... to `jsonl_dir`, a row a line, UTF-8.
 
     A line is `{"input_ids", "labels", "documents": [{"category", "tokens", "text"}]}`; `decode` turns ids into text.
     """
-    with path.open("w", encoding="utf-8") as file:
-        for batch in batches:
-            last_token, last_piece = 0, 0
-            for num_tokens, num_pieces in zip(batch.row_lengths, batch.row_pieces, strict=True):
-                tokens = slice(last_token, last_token := last_token + num_tokens)
-                pieces = slice(last_piece, last_piece := last_piece + num_pieces)
-                row = _readable_row(batch, tokens, pieces, decode, category_names)
+    bins = open_bins([dataset])
+    for part in bins.bins:
+        with (jsonl_dir / f"{part.path.name}.jsonl").open("w", encoding="utf-8") as file:
+            for index in range(part.num_rows):
+                row = _readable(part.row(index), decode, bins.categories)
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            yield batch
 
 
-def _readable_row(
-    batch: RowBatch, tokens: slice, pieces: slice, decode: Callable[[list[int]], str], category_names: list[str]
-) -> dict[str, list]:
-    lengths = batch.document_lengths[pieces]
-    ids_of_pieces = np.split(batch.input_ids[tokens], np.cumsum(lengths)[:-1])
-    categories = [category_names[index] for index in batch.document_categories[pieces]]
+def _readable(row: Row, decode: Callable[[list[int]], str], category_names: list[str]) -> dict[str, list]:
+    ids_of_pieces = np.split(row.input_ids, np.cumsum(row.document_lengths)[:-1])
+    categories = [category_names[index] for index in row.document_categories]
     return {
-        "input_ids": batch.input_ids[tokens].tolist(),
-        "labels": batch.labels[tokens].tolist(),
+        "input_ids": row.input_ids.tolist(),
+        "labels": row.labels.tolist(),
         "documents": [
             {"category": category, "tokens": len(ids), "text": decode(ids.tolist())}
             for category, ids in zip(categories, ids_of_pieces, strict=True)

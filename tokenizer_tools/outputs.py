@@ -32,7 +32,7 @@ def whole_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
         with full_disk_named(aside):
             yield aside
             finish_tree(aside)
-        _replace_directory(aside, target, overwrite)
+        replace_directory(aside, target, overwrite)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -61,7 +61,8 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
         raise UserError(f"{target}: is a mount point, which cannot be replaced whole; name a directory inside it")
 
 
-def _replace_directory(aside: Path, target: Path, overwrite: bool) -> None:
+def replace_directory(aside: Path, target: Path, overwrite: bool) -> None:
+    """Rename `aside` to `target`. With `overwrite` an existing target makes way; without, only an empty one does."""
     if overwrite and target.exists():
         old = aside.with_suffix(".old")
         target.rename(old)

@@ -83,6 +83,7 @@ class TextEncoder:
     """Text -> ids, without BOS or EOS; text that spells a control token (`</s>`) stays text.
 
     `prefix_ids` (BOS or nothing) are what the tokenizer itself puts before a text: training and inference agree.
+    `control_ids` tell what the spelling of a control token stands for where it is meant as one.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -90,11 +91,25 @@ class TextEncoder:
         self._start = _backend(self._layout)
         self.prefix_ids: list[int] = _prefix_ids(tokenizer)
         self.eos_ids: list[int] = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        self.control_ids: dict[str, list[int]] = {
+            token.content: [index] for index, token in tokenizer.added_tokens_decoder.items() if token.special
+        }
 
     @cached_property
     def _inside(self) -> Tokenizer:
         """Made when it is asked for: a large vocabulary takes a second."""
-        return _backend(json.dumps(_without_leading_blank(json.loads(self._layout))))
+        return _backend(self.layout(continuation=True))
+
+    def layout(self, continuation: bool = False) -> str:
+        """The tokenizer.json, as transformers has loaded it, with which a text or its `continuation` is encoded."""
+        return json.dumps(_without_leading_blank(json.loads(self._layout))) if continuation else self._layout
+
+    @cached_property
+    def continues_after_control(self) -> bool:
+        """Whether the tokenizer puts no blank before the first word behind a control token."""
+        control, ids = next(iter(self.control_ids.items()))
+        whole = _tokenizer(self._layout).encode(control + "a", add_special_tokens=False).ids
+        return whole != ids + self.encode_batch(["a"])[0]
 
     def encode_batch(self, texts: Sequence[str], continuation: bool = False) -> list[list[int]]:
         """One list of ids a text. A `continuation` goes on after other text: no blank is put before its first word."""
@@ -102,14 +117,20 @@ class TextEncoder:
         return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
-def _backend(layout: str) -> Tokenizer:
-    """A tokenizer of its own to which control tokens are text, without padding and truncation."""
+def _tokenizer(layout: str) -> Tokenizer:
+    """A tokenizer of its own, without padding and truncation."""
     from tokenizers import Tokenizer
 
-    backend = Tokenizer.from_str(layout)
+    tokenizer = Tokenizer.from_str(layout)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _backend(layout: str) -> Tokenizer:
+    """A tokenizer to which control tokens are text."""
+    backend = _tokenizer(layout)
     backend.encode_special_tokens = True
-    backend.no_padding()
-    backend.no_truncation()
     return backend
 
 

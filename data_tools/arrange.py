@@ -1,0 +1,111 @@
+"""Which document goes where: all documents and the flags come in, what lies in which bucket and the ledger go out. Pure.
+
+Everything here depends on what documents hold (their hashes, lengths and categories), never on the order they came in.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from data_tools.buckets import assign_buckets
+from data_tools.documents import Documents
+from data_tools.mixture import Mixture, choose_copies, copies_of
+
+LongDocuments = Literal["split", "truncate", "drop"]
+
+
+@dataclass
+class TokenFlow:
+    """What became of the tokens of one category; `come_in` = tokens in bins + the sum of `dropped`."""
+
+    come_in: int = 0
+    repeated: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """Documents in the order in which they are written, bucket by bucket; arrays are [entries] int64.
+
+    `document` indexes `Documents` and may name one more than once; `length` is what is used of it, in tokens; the
+    entries of bucket b are `borders[b] : borders[b + 1]`. `flows` and `copies` have an entry a category.
+    """
+
+    document: np.ndarray
+    length: np.ndarray
+    borders: np.ndarray
+    flows: list[TokenFlow]
+    copies: np.ndarray
+
+
+def arrange(
+    documents: Documents,
+    kept: np.ndarray,
+    *,
+    num_buckets: int,
+    max_length: int,
+    long_documents: LongDocuments,
+    mixture: Mixture,
+) -> Arrangement:
+    """Place the documents `kept` [documents] bool: mix, treat the long ones, divide into buckets."""
+    chosen = np.flatnonzero(kept)
+    chosen = chosen[np.lexsort((documents.category[chosen], documents.hash[chosen]))]
+    category = documents.category[chosen]
+    num_categories = len(documents.category_names)
+    num_bytes = np.bincount(category, documents.text_bytes[chosen], minlength=num_categories)
+    by_name = {name: int(count) for name, count in zip(documents.category_names, num_bytes, strict=True)}
+    copies = np.array(list(copies_of(mixture, by_name).values()))
+    entry, key = choose_copies(category, documents.text_bytes[chosen], documents.hash[chosen], copies)
+    entry = chosen[entry]
+    flows = _flows(documents, chosen, entry)
+
+    is_long = documents.length[entry] > max_length
+    length = documents.length[entry].astype(np.int64)
+    if long_documents == "drop":
+        _drop(flows, "long_document", documents.category[entry[is_long]], length[is_long])
+        entry, key, length = entry[~is_long], key[~is_long], length[~is_long]
+    elif long_documents == "truncate":
+        _drop(flows, "truncated", documents.category[entry[is_long]], length[is_long] - max_length)
+        length = np.minimum(length, max_length)
+
+    loss_tokens = np.minimum(documents.loss_tokens[entry], length)
+    bucket = assign_buckets(documents.category[entry], loss_tokens, key, num_buckets)
+    order = np.lexsort((documents.category[entry], key, bucket))
+    borders = np.concatenate([[0], np.cumsum(np.bincount(bucket, minlength=num_buckets))])
+    return Arrangement(entry[order], length[order], borders, flows, copies)
+
+
+def _flows(documents: Documents, chosen: np.ndarray, entry: np.ndarray) -> list[TokenFlow]:
+    """Tokens that come in: those of every entry, and those of the documents that the mixture leaves out."""
+    num_categories = len(documents.category_names)
+
+    def tokens_by_category(of: np.ndarray) -> list[int]:
+        lengths = documents.length[of].astype(np.float64)
+        return np.bincount(documents.category[of], lengths, minlength=num_categories).astype(np.int64).tolist()
+
+    left_out = np.setdiff1d(chosen, entry)
+    once = np.unique(entry)
+    flows = []
+    for entered, first, left in zip(*(tokens_by_category(part) for part in (entry, once, left_out)), strict=True):
+        dropped = Counter({"mixture": left}) if left else Counter()
+        flows.append(TokenFlow(entered + left, entered - first, dropped))
+    return flows
+
+
+def _drop(flows: list[TokenFlow], reason: str, category: np.ndarray, tokens: np.ndarray) -> None:
+    for index, count in enumerate(np.bincount(category, tokens, minlength=len(flows)).astype(np.int64).tolist()):
+        if count:
+            flows[index].dropped[reason] += count
+
+
+def exact_duplicates(documents: Documents) -> np.ndarray:
+    """[documents] bool: the content is that of another document, which is kept."""
+    order = np.lexsort((documents.category, documents.hash))
+    ordered = documents.hash[order]
+    is_repeat = np.zeros(len(documents), bool)
+    is_repeat[order[1:]] = ordered[1:] == ordered[:-1]
+    return is_repeat

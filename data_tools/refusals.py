@@ -1,0 +1,122 @@
+"""What was refused: records of parts come in, `refused.jsonl`, a line of log and a limit go out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data_tools.chunks import PLACE_COLUMNS, read_columns
+from data_tools.counts import RecordCounts
+from data_tools.documents import Documents
+from data_tools.duplicates import Kept
+from data_tools.intake import REFUSED_NAME, PartRecord
+from data_tools.records import Refusal
+from tokenizer_tools.command import UserError
+
+logger = logging.getLogger(__name__)
+
+MISSING_FIELD = "missing_"
+
+
+class Numbered(NamedTuple):
+    """The record of a part, and for each of its spans the lines of the file that lie before it."""
+
+    record: PartRecord
+    lines_before: list[int]
+
+
+def numbered(records: Sequence[PartRecord]) -> Iterator[Numbered]:
+    """The records, in the order of the parts."""
+    lines: Counter[str] = Counter()
+    for record in records:
+        before = []
+        for file, num_lines in zip(record["files"], record["num_lines"], strict=True):
+            before.append(lines[file])
+            lines[file] += num_lines
+        yield Numbered(record, before)
+
+
+def refusals(records: Sequence[PartRecord], cache_dir: Path) -> Iterator[Refusal]:
+    """Every refused line, in the order of the files, its line number counted from the beginning of the file."""
+    for record, lines_before in numbered(records):
+        with (cache_dir / record["key"] / REFUSED_NAME).open(encoding="utf-8") as lines:
+            for line in lines:
+                span, file, line_number, *rest = json.loads(line)
+                yield Refusal(file, line_number + lines_before[span], *rest)
+
+
+def duplicate_refusals(
+    records: Sequence[PartRecord], cache_dir: Path, documents: Documents, kept: Kept
+) -> Iterator[Refusal]:
+    """Every document that was dropped for another one."""
+    end = 0
+    for record, lines_before in numbered(records):
+        for chunk in record["chunks"]:
+            first, end = end, end + sum(chunk["batch_documents"])
+            found = {reason: np.flatnonzero(is_dropped[first:end]) for reason, is_dropped in kept.dropped.items()}
+            if not any(map(len, found.values())):
+                continue
+            places = read_columns(cache_dir / record["key"] / chunk["name"], PLACE_COLUMNS)
+            for reason, dropped in found.items():
+                for index in dropped.tolist():
+                    span, line_number, byte_offset = (int(places[name][index]) for name in PLACE_COLUMNS)
+                    category = documents.category_names[documents.category[first + index]]
+                    offset = byte_offset if byte_offset >= 0 else None
+                    line = line_number + lines_before[span]
+                    yield Refusal(record["files"][span], line, offset, reason, category)
+
+
+def write_refused(path: Path, found: Iterator[Refusal]) -> None:
+    """Write `refused.jsonl`: {"file", "line_number", "byte_offset", "reason", "category"} a line."""
+    with path.open("w", encoding="utf-8") as file:
+        for refusal in found:
+            file.write(json.dumps(refusal._asdict(), ensure_ascii=False) + "\n")
+
+
+def most_refused(flag: str | None, num_read: int) -> float:
+    """How many lines may be refused of `num_read`. Raises UserError for a flag that is neither count nor share."""
+    if flag is None:
+        return math.inf
+    try:
+        number = float(flag)
+    except ValueError:
+        number = -1.0
+    is_share = "." in flag and number <= 1
+    if not number >= 0 or not (is_share or number.is_integer()):
+        raise UserError(f"--max_refused {flag}: choose a count (100) or a share (0.01)")
+    return number * num_read if is_share else number
+
+
+def check_refused(flag: str | None, counts: RecordCounts, first: Refusal | None) -> None:
+    """Raise UserError if more lines are refused than --max_refused allows, or if no document is left."""
+    ledger = counts.ledger()
+    num_refused = sum(ledger["refused"].values())
+    if not ledger["kept"]:
+        reason = _in_words(counts, first) or "every file is empty"
+        raise UserError(f'no document is left: {reason}; write one {{"target": "..."}} a line')
+    if num_refused > most_refused(flag, ledger["read"]):
+        raise UserError(
+            f"{_in_words(counts, first)}: more than --max_refused {flag} of {ledger['read']} lines; mend the text or "
+            "raise the limit"
+        )
+    if num_refused:
+        logger.warning("warning: %s; all are listed in %s of the output", _in_words(counts, first), REFUSED_NAME)
+
+
+def _in_words(counts: RecordCounts, first: Refusal | None) -> str:
+    """ "refused 3 invalid_json, 1 empty_target, the first at a.jsonl:7", or nothing."""
+    refused = counts.ledger()["refused"]
+    if not refused:
+        return ""
+    words = ", ".join(f"{count} {reason}" for reason, count in refused.items())
+    place = "" if first is None else f", the first at {first.file}:{first.line_number}"
+    is_missing = any(reason.startswith(MISSING_FIELD) for reason in refused)
+    hint = " (--text_field names the field that holds the text)" if is_missing else ""
+    return f"refused {words}{place}{hint}"

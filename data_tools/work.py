@@ -1,0 +1,98 @@
+"""Where a run keeps what it has finished: a killed run leaves it there, and the same command goes on from it.
+
+`.<output>.work/` lies beside the output, which appears whole at the end, by a rename. Parts lie in it too, or in
+--data_cache_dir, where another run (other --max_length, other mixture) finds them again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_tools.inputs import changed_files, changed_settings
+from data_tools.intake import PARTIAL
+from tokenizer_tools.command import UserError
+from tokenizer_tools.outputs import finish_tree, full_disk_named, read_json, replace_directory, write_json
+
+NOTE_NAME = "last_run.json"
+
+
+@dataclass(frozen=True)
+class Work:
+    """The directories of one run: the future output, records of its finished buckets, and the parts."""
+
+    root: Path
+    cache_dir: Path
+
+    @property
+    def bins_dir(self) -> Path:
+        """Becomes the output."""
+        return self.root / "bins"
+
+    @property
+    def records_dir(self) -> Path:
+        """Records of finished buckets."""
+        return self.root / "buckets"
+
+
+def root_of(output: Path) -> Path:
+    """The work directory of an output."""
+    output = output.resolve()
+    return output.parent / f".{output.name}.work"
+
+
+@contextmanager
+def work_on(output: Path, cache_dir: Path | None, overwrite: bool) -> Iterator[Work]:
+    """Yield the directories of a run, kept for this process alone; when the block ends well, the output is there.
+
+    After an error what is finished stays for the next run; a run that has finished nothing leaves nothing.
+    Raises UserError if another run is at work in them.
+    """
+    root = root_of(output)
+    work = Work(root, (cache_dir or root / "parts").resolve())
+    with ExitStack() as stack:
+        for directory in (root, work.cache_dir):
+            directory.mkdir(parents=True, exist_ok=True)
+            _lock(stack, directory)
+        for leftover in work.cache_dir.glob(f".*{PARTIAL}"):  # of a run that was killed
+            shutil.rmtree(leftover)
+        try:
+            for directory in (work.bins_dir, work.records_dir):
+                directory.mkdir(exist_ok=True)
+            with full_disk_named(root):
+                yield work
+                finish_tree(work.bins_dir)
+            replace_directory(work.bins_dir, output.resolve(), overwrite)
+        except BaseException:
+            if any(path.is_dir() for path in work.cache_dir.iterdir()):
+                raise  # what is finished stays
+            shutil.rmtree(root)
+            raise
+        shutil.rmtree(root)
+
+
+def _lock(stack: ExitStack, directory: Path) -> None:
+    file = stack.enter_context((directory / ".lock").open("w"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"{directory}: another run is at work here; wait for it, or choose another --data_arrow_output_dir and "
+            "--data_cache_dir"
+        ) from None
+
+
+def what_changed(cache_dir: Path, meaning: dict[str, Any], files: list[Path]) -> list[str]:
+    """What is different from the last run in this cache, in words; nothing if there was none. Notes this run."""
+    sizes = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+    now = json.loads(json.dumps({"settings": meaning, "files": sizes}, default=str))
+    note = cache_dir / NOTE_NAME
+    before = read_json(note, "the note of the last run") if note.is_file() else now
+    write_json(note, now)
+    return changed_settings(before["settings"], now["settings"]) + changed_files(before["files"], now["files"])
