@@ -6,7 +6,6 @@ on documents of the very corpus, and it goes on being held against the reference
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -66,11 +65,12 @@ def lazy_backend(name: BackendName, encoder: TextEncoder, tokenizer_dir: Path, c
 def _gigatoken(layout: str) -> Encode:
     """Without the control tokens, which it would find in text, and without a post-processor."""
     import gigatoken
+    import orjson
 
-    value: dict[str, Any] = json.loads(layout)
+    value: dict[str, Any] = orjson.loads(layout)
     value["added_tokens"] = [token for token in value["added_tokens"] if not token["special"]]
     value["post_processor"] = None
-    tokenizer = gigatoken.Tokenizer.from_json(json.dumps(value))
+    tokenizer = gigatoken.Tokenizer.from_json(orjson.dumps(value))
 
     def encode(texts: Sequence[str]) -> Ids:
         layout = tokenizer.encode_batch(list(texts), parallel=False).layout

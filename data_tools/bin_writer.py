@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_tools.chunks import list_array
 from data_tools.encode import IGNORED_LABEL
 from data_tools.manifest import WrittenBin
 from data_tools.parts import file_digest
@@ -71,15 +72,11 @@ def _schema(dtype: np.dtype) -> pa.Schema:
 def _record_batch(batch: RowBatch, schema: pa.Schema) -> pa.RecordBatch:
     import pyarrow as pa
 
-    def lists(values: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
-
     columns = [
-        lists(batch.input_ids, batch.row_lengths),
-        lists(batch.labels, batch.row_lengths),
-        lists(batch.document_lengths, batch.row_pieces),
-        lists(batch.document_categories, batch.row_pieces),
+        list_array(batch.input_ids, batch.row_lengths),
+        list_array(batch.labels, batch.row_lengths),
+        list_array(batch.document_lengths, batch.row_pieces),
+        list_array(batch.document_categories, batch.row_pieces),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 

@@ -19,10 +19,10 @@ from data_tools.bin_writer import ARROW_NAME, write_bin
 from data_tools.buckets import shards
 from data_tools.chunks import read_documents
 from data_tools.documents import ChunkFile, Documents
-from data_tools.encode import Encoded, chosen_documents
+from data_tools.encode import labels_of
 from data_tools.manifest import BucketEntry, bucket_entry
 from data_tools.parts import file_digest
-from data_tools.rows import RowBatch, row_batches
+from data_tools.rows import RowBatch, Shard, row_batches
 from tokenizer_tools.command import UserError
 from tokenizer_tools.outputs import read_json, write_json
 
@@ -103,7 +103,7 @@ def _finished(plan: BucketPlan, name: str) -> BucketEntry | None:
     return record["entry"] if is_intact else None
 
 
-def _write(task: BucketTask, index: int, together: Encoded | None) -> BucketEntry:
+def _write(task: BucketTask, index: int, together: Shard | None) -> BucketEntry:
     plan, number = task.common, task.first + index
     name = f"part-{number:05d}"
     members = slice(task.borders[index], task.borders[index + 1])
@@ -122,21 +122,20 @@ def _write(task: BucketTask, index: int, together: Encoded | None) -> BucketEntr
     return entry
 
 
-def _batches(task: BucketTask, members: slice, together: Encoded | None, seed: list[int]) -> Iterator[RowBatch]:
+def _batches(task: BucketTask, members: slice, together: Shard | None, seed: list[int]) -> Iterator[RowBatch]:
+    max_length = task.common.max_length
     if members.start == members.stop:
         return
     if together is not None:
-        encoded = chosen_documents(together, np.arange(members.start, members.stop))
-        yield from row_batches(encoded, task.category[members], task.length[members], task.common.max_length, seed)
+        facts = (getattr(together, name)[members] for name in ("first_token", "category", "lengths"))
+        yield from row_batches(Shard(together.tokens, together.labels, *facts), max_length, seed)
         return
-    for number, shard in enumerate(shards(task.length, SHARD_TOKENS)):
-        encoded = _read(task, shard)
-        lengths = task.length[shard]
-        yield from row_batches(encoded, task.category[shard], lengths, task.common.max_length, [*seed, number])
+    for number, entries in enumerate(shards(task.length, SHARD_TOKENS)):
+        yield from row_batches(_read(task, entries), max_length, [*seed, number])
 
 
-def _read(task: BucketTask, entries: slice) -> Encoded:
-    """The documents of some entries, in their order."""
+def _read(task: BucketTask, entries: slice) -> Shard:
+    """The documents of some entries. They lie in memory as on the disk; `first_token` brings them into their order."""
     chunk, place = task.chunk[entries], task.place[entries]
     order = np.lexsort((place, chunk))
     used, first = np.unique(chunk[order], return_index=True)
@@ -145,11 +144,13 @@ def _read(task: BucketTask, entries: slice) -> Encoded:
         read_documents(file.path, file.batch_documents, chosen)
         for file, chosen in zip((task.common.chunks[index] for index in used.tolist()), places, strict=True)
     ]
-    together = Encoded(
-        np.concatenate([part.tokens for part in parts]).astype(task.common.dtype, copy=False),
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("lengths", "spans", "num_spans")),
-        np.ones(len(order), bool),
+    lengths = np.concatenate([part.lengths for part in parts])
+    first_token = np.empty(len(order), np.int64)
+    first_token[order] = np.cumsum(lengths) - lengths
+    return Shard(
+        tokens=np.concatenate([part.tokens for part in parts]).astype(task.common.dtype, copy=False),
+        labels=np.concatenate([labels_of(part) for part in parts]),
+        first_token=first_token,
+        category=task.category[entries],
+        lengths=task.length[entries],
     )
-    back = np.empty(len(order), np.int64)
-    back[order] = np.arange(len(order))
-    return chosen_documents(together, back)

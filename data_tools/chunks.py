@@ -1,6 +1,6 @@
 """Encoded documents on the disk: a chunk comes in sorted, its columns or chosen documents come back out.
 
-A chunk is an Arrow file compressed with zstd. Its documents are sorted by content hash and lie in batches of about
+A chunk is an Arrow file compressed with zstd. Its documents come sorted by content hash and lie in batches of about
 BATCH_TOKENS, so that a range of hashes, which is what a bucket is mostly made of, lies in few neighbouring batches.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_tools.encode import Encoded, ragged_index
+from data_tools.encode import Encoded, gathered
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,17 +47,15 @@ def smallest_dtype(num_ids: int) -> np.dtype:
 
 
 def write_chunk(path: Path, facts: Facts, encoded: Encoded, dtype: np.dtype) -> list[int]:
-    """Write the documents, sorted by hash; gives the number of documents of each batch."""
+    """Write the documents, which are sorted by hash; gives the number of documents of each batch."""
     import pyarrow as pa
 
-    order = np.lexsort((facts.category, facts.hash))
-    table = _table(facts, encoded, order, dtype)
-    lengths = encoded.lengths[order]
-    borders = _batch_borders(lengths)
+    table = _table(facts, encoded, dtype)
+    borders = _batch_borders(encoded.lengths)
     options = pa.ipc.IpcWriteOptions(compression=pa.Codec(COMPRESSION, compression_level=1), use_threads=False)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema, options=options) as writer:
         for first, last in zip(borders[:-1], borders[1:], strict=True):
-            writer.write_batch(table.slice(first, last - first).combine_chunks().to_batches()[0])
+            writer.write_batch(table.slice(first, last - first))
     return np.diff(borders).tolist()
 
 
@@ -68,40 +66,45 @@ def _batch_borders(lengths: np.ndarray) -> list[int]:
     return [0, *inner.tolist(), len(lengths)]
 
 
-def _table(facts: Facts, encoded: Encoded, order: np.ndarray, dtype: np.dtype) -> pa.Table:
+def _table(facts: Facts, encoded: Encoded, dtype: np.dtype) -> pa.RecordBatch:
     import pyarrow as pa
 
-    tokens = _reordered(encoded.tokens.astype(dtype, copy=False), encoded.lengths, order)
-    spans = _reordered(encoded.spans.astype(np.int32), 2 * encoded.num_spans, order)
+    num_documents = len(encoded.lengths)
     loss_of_span = encoded.spans[1::2] - encoded.spans[0::2]
-    document_of_span = np.repeat(np.arange(len(order)), encoded.num_spans)
-    loss_tokens = np.bincount(document_of_span, loss_of_span, minlength=len(order)).astype(np.int32)
-    columns: dict[str, Any] = {
-        "hash": facts.hash[order],
-        "category": facts.category[order].astype(np.int32),
-        "length": encoded.lengths[order].astype(np.int32),
-        "loss_tokens": loss_tokens[order],
-        "text_bytes": facts.text_bytes[order].astype(np.int32),
-        "text_characters": facts.text_characters[order].astype(np.int32),
-        "span": facts.span[order].astype(np.int32),
-        "line_number": facts.line_number[order],
-        "byte_offset": facts.byte_offset[order],
-        "tokens": tokens,
-        "loss_spans": spans,
+    document_of_span = np.repeat(np.arange(num_documents), encoded.num_spans)
+    loss_tokens = np.bincount(document_of_span, loss_of_span, minlength=num_documents)
+    columns = {
+        "hash": plain_array(facts.hash),
+        "category": plain_array(facts.category.astype(np.int32)),
+        "length": plain_array(encoded.lengths.astype(np.int32)),
+        "loss_tokens": plain_array(loss_tokens.astype(np.int32)),
+        "text_bytes": plain_array(facts.text_bytes.astype(np.int32)),
+        "text_characters": plain_array(facts.text_characters.astype(np.int32)),
+        "span": plain_array(facts.span.astype(np.int32)),
+        "line_number": plain_array(facts.line_number),
+        "byte_offset": plain_array(facts.byte_offset),
+        "tokens": list_array(encoded.tokens.astype(dtype, copy=False), encoded.lengths),
+        "loss_spans": list_array(encoded.spans.astype(np.int32), 2 * encoded.num_spans),
     }
     if facts.sketch.shape[1]:
-        flat = pa.array(np.ascontiguousarray(facts.sketch[order]).reshape(-1))
+        flat = plain_array(np.ascontiguousarray(facts.sketch).reshape(-1))
         columns["sketch"] = pa.FixedSizeListArray.from_arrays(flat, facts.sketch.shape[1])
-    return pa.table(columns)
+    return pa.RecordBatch.from_pydict(columns)
 
 
-def _reordered(values: np.ndarray, lengths: np.ndarray, order: np.ndarray) -> pa.ListArray:
-    """A list<...> column: the values of each document, documents in another order."""
+def plain_array(values: np.ndarray) -> pa.Array:
+    """An Arrow array around the same memory. `pyarrow.array` would import pandas for it, a third of a second."""
     import pyarrow as pa
 
-    starts = np.cumsum(lengths) - lengths
-    offsets = np.concatenate([[0], np.cumsum(lengths[order])]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values[ragged_index(starts[order], lengths[order])]))
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
+
+
+def list_array(values: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
+    """A list column: `lengths` [rows] of the values each."""
+    import pyarrow as pa
+
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(plain_array(offsets), plain_array(values))
 
 
 def read_columns(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -147,4 +150,4 @@ def _chosen(column: pa.ListArray, places: np.ndarray) -> tuple[np.ndarray, np.nd
     """(values end to end, number of values of each) of some lists."""
     offsets = column.offsets.to_numpy().astype(np.int64)
     lengths = offsets[places + 1] - offsets[places]
-    return column.values.to_numpy()[ragged_index(offsets[places], lengths)], lengths
+    return gathered(column.values.to_numpy(), offsets[places], lengths), lengths

@@ -16,6 +16,8 @@ from typing import Any
 from data_tools.input_files import INPUT_SUFFIXES, find_files, format_of
 from tokenizer_tools.command import UserError
 
+MAX_CELL_CHARACTERS = 2**30  # csv's own limit is 2**17
+
 
 def evaluation_texts(path: Path) -> list[str]:
     """Every distinct string of the files at `path`, sorted. Raises UserError for what cannot be read whole."""
@@ -69,7 +71,10 @@ def _read(file: Path) -> Any:
         return json.loads(text)
     if kind == "jsonl":
         return [json.loads(line) for line in text.split("\n") if line.strip()]
-    return list(csv.reader(io.StringIO(text, newline=""))) if kind == "csv" else text
+    if kind == "csv":
+        csv.field_size_limit(MAX_CELL_CHARACTERS)
+        return list(csv.reader(io.StringIO(text, newline="")))
+    return text
 
 
 def _strings(value: Any) -> Iterator[str]:

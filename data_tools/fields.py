@@ -15,7 +15,6 @@ from data_tools.records import DEFAULT_CATEGORY, Record, Refusal, Segment
 from data_tools.streams import OVER_LONG
 from data_tools.turns import segments_of_turns
 
-DEFAULT_MAX_DOCUMENT_BYTES = 2**26
 NO_CHAT_TEMPLATE = "no_chat_template"
 CHAT_FIELDS = ("messages", "conversations")
 
@@ -34,7 +33,7 @@ class ReadOptions:
     category_field: str = "category"
     txt_documents: str = "file"
     text_format: str = "plain"
-    max_document_bytes: int = DEFAULT_MAX_DOCUMENT_BYTES
+    max_document_bytes: int = 2**26
     bos_token: str | None = "<s>"
     eos_token: str = "</s>"
     chat: ChatTemplate | None = None

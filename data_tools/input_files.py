@@ -26,15 +26,11 @@ class Format(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Bytes `start` to `stop` of a file. A line belongs to the span that holds its first byte.
-
-    Where the file `is_cut` into spans, any other `start` and `stop` make a span too; else only 0 and its size.
-    """
+    """Bytes `start` to `stop` of a file. A line belongs to the span that holds its first byte."""
 
     path: str
     start: int
     stop: int
-    is_cut: bool = False
 
 
 def format_of(name: str) -> Format | None:
@@ -84,4 +80,4 @@ def spans_of(path: Path, size: int, span_bytes: int, txt_documents: str = "file"
     file_format = format_of(path.name)
     is_cut = file_format == ("jsonl", "") or (file_format == ("txt", "") and txt_documents == "line")
     step = span_bytes if is_cut else max(size, 1)
-    return [Span(str(path), start, min(start + step, size), is_cut) for start in range(0, max(size, 1), step)]
+    return [Span(str(path), start, min(start + step, size)) for start in range(0, max(size, 1), step)]

@@ -6,17 +6,25 @@ A row is shown document by document, with what bears no loss marked and control 
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from simple_parsing import field
 
-from data_tools.bins import open_bins
+from data_tools.bins import Bin, Bins, open_bins
+from data_tools.encode import IGNORED_LABEL
+from data_tools.visible import visible, visible_name
 from tokenizer_tools.command import UserError, command
+from tokenizer_tools.tokenizer import TextEncoder, fingerprint, load_tokenizer
 
 if TYPE_CHECKING:
-    pass
+    from rich.text import Text
+
+    from data_tools.token_text import TokenText
 
 MASKED_BRACKETS = "⟦⟧"  # hardly any text has them
 
@@ -25,7 +33,8 @@ MASKED_BRACKETS = "⟦⟧"  # hardly any text has them
 class InspectRowsConfig:
     """Show rows of a prepared dataset as text: documents, masked parts, control tokens.
 
-    On a terminal masked text (no loss) is dim and control tokens are coloured; elsewhere masked text stands in ⟦ ⟧.
+    On a terminal text without loss is dim and control tokens are coloured; elsewhere text without loss stands in ⟦ ⟧.
+    --json also tells a control token from text that only spells one.
     """
 
     dataset: Path
@@ -173,6 +182,7 @@ class RowReader:
 def print_rows(opened: Bin, rows: dict[int, list[Document]]) -> None:
     """The rows on stdout, coloured where that is possible."""
     from rich.console import Console
+    from rich.text import Text
 
     console = Console(highlight=False)
     has_colours = console.color_system is not None and not console.no_color
@@ -182,7 +192,7 @@ def print_rows(opened: Bin, rows: dict[int, list[Document]]) -> None:
         console.print(title + f"{len(documents)} document{'s' if len(documents) > 1 else ''}", style="bold")
         for place, document in enumerate(documents, start=1):
             console.print(_border(place, document), soft_wrap=True)
-            console.print(coloured(document) if has_colours else bracketed(document), soft_wrap=True)
+            console.print(coloured(document) if has_colours else Text(bracketed(document)), soft_wrap=True)
         console.print()
 
 

@@ -28,6 +28,7 @@ from data_tools.tools import Settings, Tools, tools_of
 from tokenizer_tools.command import UserError
 from tokenizer_tools.outputs import read_json, write_json
 
+Measured = tuple[int, int, int, tuple[int, Record]]  # content hash, bytes, characters; index of the span, the record
 CHUNK_BYTES = 2**23  # of text: what is in memory at a time
 CHECK_EVERY = 512  # one document of so many is also encoded by the reference
 RECORD_NAME = "record.json"
@@ -158,44 +159,41 @@ class _Intake:
         self._refuse(span_index, Refusal(*place, reason, record.category))
 
     def _encode(self, items: list[tuple[int, Record]]) -> None:
-        """Clean, encode and write one chunk."""
-        texts = [_text_of(record) for _, record in items]
-        faults = self._tools.cleaner.faults(texts)
+        """Clean, sort, encode and write one chunk."""
+        faults = self._tools.cleaner.faults([_text_of(record) for _, record in items])
         for item, fault in zip(items, faults, strict=True):
             if fault is not None:
                 self._refuse_record(item, fault)
-        items = [item for item, fault in zip(items, faults, strict=True) if fault is None]
-        encoded = encode_records(self._tools.encoders(self._job.backend), [record for _, record in items])
-        for place in np.flatnonzero(~encoded.has_text).tolist():
-            self._refuse_record(items[place], "target_without_tokens")
-        kept = np.flatnonzero(encoded.has_text)
-        if len(kept) < len(items):
-            items = [items[place] for place in kept.tolist()]
+        measured = [(*measure(item[1]), item) for item, fault in zip(items, faults, strict=True) if fault is None]
+        measured.sort(key=lambda found: (found[0], found[3][1].category))
+        encoded = encode_records(self._tools.encoders(self._job.backend), [item[1] for *_, item in measured])
+        if not encoded.has_text.all():
+            for place in np.flatnonzero(~encoded.has_text).tolist():
+                self._refuse_record(measured[place][3], "target_without_tokens")
+            kept = np.flatnonzero(encoded.has_text)
+            measured = [measured[place] for place in kept.tolist()]
             encoded = chosen_documents(encoded, kept)
-        if items:
-            facts = self._facts(items)
-            self._check(facts.hash, items, encoded)
+        if measured:
+            facts = self._facts(measured)
+            self._check(facts.hash, [item for *_, item in measured], encoded)
             self._write(facts, encoded)
 
-    def _facts(self, items: Sequence[tuple[int, Record]]) -> Facts:
-        hashes, categories, num_bytes, num_characters = [], [], [], []
-        for _, record in items:
-            digest, size, characters = measure(record)
-            hashes.append(digest)
-            categories.append(self._categories.setdefault(record.category, len(self._categories)))
-            num_bytes.append(size)
-            num_characters.append(characters)
-            self._counts.kept[record.category] += 1
-        sketches = self._tools.cleaner.sketches([_text_of(record) for _, record in items])
+    def _facts(self, measured: list[Measured]) -> Facts:
+        hashes, num_bytes, num_characters, items = zip(*measured, strict=True)
+        spans, records = zip(*items, strict=True)
+        names = [record.category for record in records]
+        self._counts.kept.update(names)
+        for name in dict.fromkeys(names):
+            self._categories.setdefault(name, len(self._categories))
         return Facts(
             hash=np.array(hashes, np.uint64),
-            category=np.array(categories, np.int32),
+            category=np.array([self._categories[name] for name in names], np.int32),
             text_bytes=np.array(num_bytes, np.int64),
             text_characters=np.array(num_characters, np.int64),
-            span=np.array([index for index, _ in items], np.int32),
-            line_number=np.array([record.line_number for _, record in items], np.int64),
-            byte_offset=np.array([_or_none(record.byte_offset) for _, record in items], np.int64),
-            sketch=sketches,
+            span=np.array(spans, np.int32),
+            line_number=np.array([record.line_number for record in records], np.int64),
+            byte_offset=np.array([_or_none(record.byte_offset) for record in records], np.int64),
+            sketch=self._tools.cleaner.sketches([_text_of(record) for record in records]),
         )
 
     def _check(self, hashes: np.ndarray, items: list[tuple[int, Record]], encoded: Encoded) -> None:

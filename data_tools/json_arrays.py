@@ -54,7 +54,7 @@ class _Window:
 def split_array(stream: io.BufferedReader, byte_offset: int, limit: int) -> Iterator[Piece]:
     """The elements of the array in a stream that stands at `byte_offset`, then what is wrong with its end, if anything.
 
-    An element of more than `limit` bytes becomes OVER_LONG. A stream that holds no array is NOT_AN_ARRAY as a whole.
+    Blank ones, of an empty array or behind a comma too many, are pieces too. An element of more than `limit` bytes becomes OVER_LONG. A stream that holds no array is NOT_AN_ARRAY as a whole.
     """
     window = _Window(stream, byte_offset)
     window.drop_blanks()
@@ -63,7 +63,6 @@ def split_array(stream: io.BufferedReader, byte_offset: int, limit: int) -> Iter
         return
     window.drop(1)
     window.drop_blanks()
-    is_first = True
     closed_by = b","
     while closed_by == b",":
         place = (window.line_number, window.byte_offset)
@@ -71,10 +70,7 @@ def split_array(stream: io.BufferedReader, byte_offset: int, limit: int) -> Iter
         if not closed_by:
             yield *place, damage_of(stream) or TRUNCATED_FILE
             return
-        element = bytes(window.held[: window.end - 1])
-        if is_long or element.strip() or not is_first or closed_by == b",":  # else the array is empty
-            yield *place, OVER_LONG if is_long else element
-        is_first = False
+        yield *place, OVER_LONG if is_long else bytes(window.held[: window.end - 1])
         window.drop(window.end)
         window.drop_blanks()
     if window.held:

@@ -31,7 +31,7 @@ def read_json(pieces: Iterable[Piece], reading: Reading) -> Iterator[Record | Re
         try:
             value = loads(data)
         except orjson.JSONDecodeError:
-            if not data.endswith(b"\n") or data.strip():
+            if data.strip():
                 yield _read_slowly(data, reading, number, offset)
             continue
         if isinstance(value, dict):

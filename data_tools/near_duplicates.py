@@ -65,7 +65,7 @@ def near_duplicates(sketches: np.ndarray, order_keys: np.ndarray, similarity: fl
     first_slot = np.cumsum(capacities, dtype=np.int64) - capacities
     members = np.empty(capacities.sum(dtype=np.int64), dtype=np.int32)  # the kept documents of each group
     num_members = np.zeros_like(capacities)
-    needed = math.ceil(similarity * SKETCH_VALUES - 1e-9)  # 0.7 * 10 is a little more than 7
+    needed = math.ceil(similarity * SKETCH_VALUES)
     is_dropped = np.zeros(len(sketches), dtype=bool)
     has_company = np.any(groups >= 0, axis=1)
     for document in order[has_company[order]].tolist():

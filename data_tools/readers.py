@@ -6,7 +6,7 @@ import io
 import sys
 from collections.abc import Iterator
 
-from data_tools.fields import DEFAULT_MAX_DOCUMENT_BYTES, Reading, ReadOptions
+from data_tools.fields import Reading, ReadOptions
 from data_tools.input_files import Span, format_of
 from data_tools.json_arrays import split_array
 from data_tools.json_readers import read_json
@@ -14,8 +14,6 @@ from data_tools.records import Record, Refusal
 from data_tools.streams import UTF16_FILE, Piece, is_utf16, open_stream, skip_to_line, skip_utf8_mark, split_lines
 from data_tools.table_readers import read_csv, read_parquet
 from data_tools.txt_reader import read_txt
-
-__all__ = ["DEFAULT_MAX_DOCUMENT_BYTES", "ReadOptions", "SpanReader", "read_span"]
 
 
 def read_span(span: Span, options: ReadOptions) -> SpanReader:

@@ -10,6 +10,7 @@ from data_tools.visible import visible_name
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 LONGEST_NAME = 48  # characters
 NAMED_CATEGORIES = 3
@@ -111,12 +112,12 @@ def _category_table(manifest: Manifest) -> Table:
     return table
 
 
-def _cells(name: str, entry: CategoryEntry | Manifest, manifest: Manifest) -> list[str]:
+def _cells(name: str, entry: CategoryEntry | Manifest, manifest: Manifest) -> list[str | Text]:
     """`refused` of all is more than the sum of the categories where records do not tell theirs."""
-    from rich.markup import escape
+    from rich.text import Text
 
     return [
-        escape(short_name(name)),
+        Text(short_name(name)),
         f"{entry['records']['placed']:,}",
         f"{entry['tokens']['in_bins']:,}",
         ratio(entry["tokens"]["in_bins"], manifest["tokens"]["in_bins"], ".1%"),
@@ -129,26 +130,24 @@ def _cells(name: str, entry: CategoryEntry | Manifest, manifest: Manifest) -> li
 def _reason_table(
     heading: str, unit: str, reasons: Mapping[str, int], by_category: Mapping[str, Mapping[str, int]]
 ) -> Table:
-    from rich.markup import escape
+    from rich.text import Text
 
     table = _table(heading, unit)
     table.add_column("categories", overflow="fold")
     for reason, count in most_first(reasons):
         named, num_others = named_shares(reason, by_category)
         words = [f"{short_name(name)} {share:,}" for name, share in named]
-        words += [f"{num_others} more categories"] if num_others else []
-        table.add_row(escape(visible_name(reason)), f"{count:,}", escape(", ".join(words)))
+        words += [f"{num_others} more"] if num_others else []
+        table.add_row(Text(visible_name(reason)), f"{count:,}", Text(", ".join(words)))
     return table
 
 
 def _mixture_table(mixed: Mapping[str, CategoryEntry]) -> Table:
-    from rich.markup import escape
+    from rich.text import Text
 
     table = _table("left out or repeated", "kept", "in the bins", "repeated tokens", "share of its tokens")
     for name, entry in mixed.items():
         records, tokens = entry["records"], entry["tokens"]
         repeated, share = tokens["repeated"], ratio(tokens["repeated"], tokens["in"], ".1%")
-        table.add_row(
-            escape(short_name(name)), f"{records['kept']:,}", f"{records['placed']:,}", f"{repeated:,}", share
-        )
+        table.add_row(Text(short_name(name)), f"{records['kept']:,}", f"{records['placed']:,}", f"{repeated:,}", share)
     return table

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_tools.encode import IGNORED_LABEL, Encoded, loss_mask, ragged_index
+from data_tools.encode import gathered
 from data_tools.pack import Packing, pack
 
 TOKENS_PER_BATCH = 2**20
@@ -29,43 +29,41 @@ class RowBatch:
     row_pieces: np.ndarray
 
 
-def row_batches(
-    encoded: Encoded, category: np.ndarray, lengths: np.ndarray, max_length: int, seed: list[int]
-) -> Iterator[RowBatch]:
-    """The rows of some documents, in an order drawn from `seed` (numbers from 0 up).
+@dataclass(frozen=True)
+class Shard:
+    """Documents in memory: `tokens` and `labels` [tokens], and where each begins, `first_token` [documents] int64.
 
-    `category` and `lengths` are [documents] int64; of a document longer than its entry of `lengths` only so many tokens
-    are used.
+    `category` and `lengths` are [documents] int64; no more than `lengths` tokens of a document are used.
     """
-    mask = loss_mask(encoded.lengths, encoded.spans, encoded.num_spans)
-    labels = np.where(mask, encoded.tokens.astype(np.int32), np.int32(IGNORED_LABEL))
-    first_token = np.cumsum(encoded.lengths) - encoded.lengths
-    packing = pack(lengths, max_length)
+
+    tokens: np.ndarray
+    labels: np.ndarray
+    first_token: np.ndarray
+    category: np.ndarray
+    lengths: np.ndarray
+
+
+def row_batches(shard: Shard, max_length: int, seed: list[int]) -> Iterator[RowBatch]:
+    """The rows of the documents, in an order drawn from `seed` (numbers from 0 up)."""
+    packing = pack(shard.lengths, max_length)
     order = np.random.default_rng(seed).permutation(packing.num_rows)
     rows_per_batch = max(1, TOKENS_PER_BATCH // max_length)
     for first in range(0, packing.num_rows, rows_per_batch):
-        yield _gather(encoded.tokens, labels, first_token, category, packing, order[first : first + rows_per_batch])
+        yield _gather(shard, packing, order[first : first + rows_per_batch])
 
 
-def _gather(
-    tokens: np.ndarray,
-    labels: np.ndarray,
-    first_token: np.ndarray,
-    category: np.ndarray,
-    packing: Packing,
-    rows: np.ndarray,
-) -> RowBatch:
+def _gather(shard: Shard, packing: Packing, rows: np.ndarray) -> RowBatch:
     row_pieces = packing.row_start[rows + 1] - packing.row_start[rows]
-    pieces = ragged_index(packing.row_start[rows], row_pieces)
+    pieces = gathered(np.arange(len(packing.sequence)), packing.row_start[rows], row_pieces)
     document = packing.sequence[pieces]
     lengths = packing.stop[pieces] - packing.start[pieces]
-    places = ragged_index(first_token[document] + packing.start[pieces], lengths)
+    starts = shard.first_token[document] + packing.start[pieces]
     row_ends = np.cumsum(lengths)[np.cumsum(row_pieces) - 1]
     return RowBatch(
-        input_ids=tokens[places],
-        labels=labels[places],
+        input_ids=gathered(shard.tokens, starts, lengths),
+        labels=gathered(shard.labels, starts, lengths),
         document_lengths=lengths.astype(np.int32),
-        document_categories=category[document].astype(np.int32),
+        document_categories=shard.category[document].astype(np.int32),
         row_lengths=np.diff(row_ends, prepend=0),
         row_pieces=row_pieces,
     )

@@ -55,8 +55,8 @@ class _CsvText:
 def read_csv(lines: Iterable[Piece], reading: Reading) -> Iterator[Record | Refusal]:
     """The document of each row below the header; cells are separated by commas. Blank lines are no rows.
 
-    Its place is that of its first line. What a quote leaves open until the file ends, or for longer than
-    `max_document_bytes`, is refused; after that reading goes on with the next line.
+    Its place is that of its first line. Where a quote leaves a cell open for longer than `max_document_bytes`, or
+    until the file ends, the cell is refused; after that reading goes on with the next line, as if it had been closed.
     """
     csv.field_size_limit(reading.options.max_document_bytes)
     header: list[str] = []

@@ -21,7 +21,7 @@ BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")  # what sentencepiece calls a byte
 
 
 class TokenText:
-    """What ids stand for. `control_ids` are the tokens that are no text, such as `<s>`; their text is their spelling."""
+    """What ids stand for. `control_ids`: tokens that are no text, such as `<s>`; they are shown as they are spelt."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         layout = json.loads(tokenizer.backend_tokenizer.to_str())

@@ -79,7 +79,7 @@ class Tools:
     @cached_property
     def fingerprint(self) -> str:
         """The tokenizer's fingerprint."""
-        return fingerprint(self.tokenizer)
+        return fingerprint(self.tokenizer, self.text_encoder)
 
     def meaning(self) -> dict[str, object]:
         """Everything that decides what a document becomes, by the names users know it by."""

@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from tokenizer_tools.command import UserError
 
 if TYPE_CHECKING:
@@ -72,10 +74,13 @@ def special_inside(tokenizer: PreTrainedTokenizerFast, special: Collection[str],
     return found[0] if found else None
 
 
-def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
-    """sha256 over every piece with its id and over the ids of PROBE_TEXT: equal if and only if ids mean the same."""
+def fingerprint(tokenizer: PreTrainedTokenizerFast, encoder: TextEncoder | None = None) -> str:
+    """sha256 over every piece with its id and over the ids of PROBE_TEXT: equal if and only if ids mean the same.
+
+    Give the tokenizer's `encoder` where there is one: making it takes a while.
+    """
     pieces = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    probe = TextEncoder(tokenizer).encode_batch([PROBE_TEXT])[0]
+    probe = (encoder or TextEncoder(tokenizer)).encode_batch([PROBE_TEXT])[0]
     return hashlib.sha256(json.dumps([pieces, probe], ensure_ascii=False).encode()).hexdigest()
 
 
@@ -87,6 +92,7 @@ class TextEncoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
         self._layout = tokenizer.backend_tokenizer.to_str()
         self._start = _backend(self._layout)
         self.prefix_ids: list[int] = _prefix_ids(tokenizer)
@@ -102,14 +108,15 @@ class TextEncoder:
 
     def layout(self, continuation: bool = False) -> str:
         """The tokenizer.json, as transformers has loaded it, with which a text or its `continuation` is encoded."""
-        return json.dumps(_without_leading_blank(json.loads(self._layout))) if continuation else self._layout
+        if not continuation:
+            return self._layout
+        return orjson.dumps(_without_leading_blank(orjson.loads(self._layout))).decode()
 
     @cached_property
     def continues_after_control(self) -> bool:
         """Whether the tokenizer puts no blank before the first word behind a control token."""
         control, ids = next(iter(self.control_ids.items()))
-        whole = _tokenizer(self._layout).encode(control + "a", add_special_tokens=False).ids
-        return whole != ids + self.encode_batch(["a"])[0]
+        return self._tokenizer.encode(control + "a", add_special_tokens=False) != ids + self.encode_batch(["a"])[0]
 
     def encode_batch(self, texts: Sequence[str], continuation: bool = False) -> list[list[int]]:
         """One list of ids a text. A `continuation` goes on after other text: no blank is put before its first word."""
@@ -117,20 +124,14 @@ class TextEncoder:
         return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
-def _tokenizer(layout: str) -> Tokenizer:
-    """A tokenizer of its own, without padding and truncation."""
+def _backend(layout: str) -> Tokenizer:
+    """A tokenizer of its own to which control tokens are text, without padding and truncation."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_str(layout)
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
-
-
-def _backend(layout: str) -> Tokenizer:
-    """A tokenizer to which control tokens are text."""
-    backend = _tokenizer(layout)
+    backend = Tokenizer.from_str(layout)
     backend.encode_special_tokens = True
+    backend.no_padding()
+    backend.no_truncation()
     return backend
 
 

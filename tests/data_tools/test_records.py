@@ -1,107 +1,161 @@
-"""Records: what is kept, and every reason for a refusal, at its exact place."""
+"""Fields -> records: what is kept, what is refused, and texts that spell their turns."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_tools.records import Line, Record, Refusal, find_files, parse_line, read_lines
+from data_tools.fields import Reading, ReadOptions, document_of
+from data_tools.reasons import way_out
+from data_tools.records import Record, Refusal, Segment
+
+FRAMED = ReadOptions(text_format="human_assistant", bos_token="<|b|>", eos_token="<|e|>")
 
 
-def parse(data: bytes, number: int = 7) -> Record | Refusal | None:
-    return parse_line(Line("f.jsonl", number, 100, data))
+def document(fields: dict[str, Any], options: ReadOptions | None = None) -> Record | Refusal:
+    return document_of(fields, Reading(options or ReadOptions(), "f.jsonl"), 7, 100)
 
 
-@pytest.mark.parametrize(
-    ("data", "reason", "category"),
-    [
-        (b'{"target": "caf\xe9"}', "invalid_utf8", None),
-        (b'{"target": "half a li', "invalid_json", None),
-        (b"[" * 100_000, "invalid_json", None),
-        (b'{"target": ' + b"9" * 5000 + b"}", "invalid_json", None),
-        (b'["target"]', "not_an_object", None),
-        (b'{"text": "other key"}', "missing_target", "default"),
-        (b'{"target": null, "category": "zh"}', "missing_target", "zh"),
-        (b'{"target": "", "category": "zh"}', "empty_target", "zh"),
-        (b'{"target": " \\n\\t"}', "empty_target", "default"),
-        (b'{"target": 5}', "target_not_a_string", "default"),
-        (b'{"target": "a", "source": ["b"]}', "source_not_a_string", "default"),
-        (b'{"target": "a", "category": 3}', "category_not_a_string", None),
-        (b'{"target": "a\\u0000b"}', "target_with_nul", "default"),
-        (b'{"target": "a", "source": "\\u0000"}', "source_with_nul", "default"),
-        (b'{"target": "a", "category": "\\u0000"}', "category_with_nul", None),
-        (b'{"target": "a\\ud800"}', "target_with_lone_surrogate", "default"),
-        (b'{"target": "a", "category": "\\udc00"}', "category_with_lone_surrogate", None),
-        (b'\xef\xbb\xbf{"target": "a"}', "invalid_json", None),
-    ],
-)
-def test_a_bad_line_is_refused_with_its_place_and_reason(data: bytes, reason: str, category: str | None) -> None:
-    assert parse(data) == Refusal("f.jsonl", 7, 100, reason, category)
+def control(token: str, has_loss: bool = False) -> Segment:
+    return Segment(token, has_loss, True)
 
 
 @pytest.mark.parametrize(
-    ("data", "source", "category"),
+    ("fields", "source", "category"),
     [
-        (b'{"target": "a"}', "", "default"),
-        (b'{"target": "a", "source": null, "category": null}\r\n', "", "default"),
-        (b'{"target": "a", "source": "s", "category": "", "extra": 1}\n', "s", "default"),
-        (b'{"target": "a", "source": " ", "category": "zh"}', " ", "zh"),
+        ({"target": "a"}, "", "default"),
+        ({"target": "a", "source": None, "category": None}, "", "default"),
+        ({"target": "a", "source": "s", "category": "", "extra": 1}, "s", "default"),
+        ({"target": "a", "source": " ", "category": "zh"}, " ", "zh"),
     ],
 )
-def test_source_and_category_may_be_missing(data: bytes, source: str, category: str) -> None:
-    assert parse(data) == Record(source, "a", category, "f.jsonl", 7, 100)
+def test_source_and_category_may_be_missing(fields: dict[str, Any], source: str, category: str) -> None:
+    source_segments = (Segment(source, False, False),) if source else ()
+    expected = Record((*source_segments, Segment("a", True, False)), False, category, "f.jsonl", 7, 100)
+    assert document(fields) == expected
 
 
-def test_a_byte_order_mark_is_skipped_in_the_first_line() -> None:
-    record = parse(b'\xef\xbb\xbf{"target": "a"}', number=1)
+@pytest.mark.parametrize(
+    ("fields", "reason", "category"),
+    [
+        ({"text": "other field"}, "missing_target", "default"),
+        ({"target": None, "category": "zh"}, "missing_target", "zh"),
+        ({"target": "", "category": "zh"}, "empty_target", "zh"),
+        ({"target": " \n\t\u3000"}, "empty_target", "default"),
+        ({"target": 5}, "target_not_a_string", "default"),
+        ({"target": ["a"]}, "target_not_a_string", "default"),
+        ({"target": False}, "target_not_a_string", "default"),
+        ({"target": "a", "source": ["b"]}, "source_not_a_string", "default"),
+        ({"target": "a", "category": 3}, "category_not_a_string", None),
+        ({"target": "a\0b"}, "target_with_nul", "default"),
+        ({"target": "a", "source": "\0"}, "source_with_nul", "default"),
+        ({"target": "a", "category": "\0"}, "category_with_nul", None),
+        ({"category": "\0"}, "category_with_nul", None),
+        ({"target": "a" * 11}, "over_long", "default"),
+        ({"messages": []}, "no_chat_template", "default"),
+        ({"conversations": []}, "no_chat_template", "default"),
+    ],
+)
+def test_a_bad_document_is_refused_with_its_place_and_reason(
+    fields: dict[str, Any], reason: str, category: str | None
+) -> None:
+    assert document(fields, ReadOptions(max_document_bytes=10)) == Refusal("f.jsonl", 7, 100, reason, category)
+    assert way_out(reason, ReadOptions())
+
+
+def test_fields_have_the_names_they_are_given() -> None:
+    options = ReadOptions(text_field="text", source_field="prompt", category_field="lang")
+    fields = {"text": "t", "prompt": "p", "lang": "zh", "target": 1, "source": 2, "category": 3}
+    segments = (Segment("p", False, False), Segment("t", True, False))
+    assert document(fields, options) == Record(segments, False, "zh", "f.jsonl", 7, 100)
+    missing = document({"target": "t"}, options)
+    assert missing == Refusal("f.jsonl", 7, 100, "missing_text", "default")
+    assert "--text_field" in str(way_out("missing_text", options))
+    assert way_out("missing_target", options) is None
+
+
+def test_text_that_spells_a_control_token_stays_text() -> None:
+    record = document({"target": "<s>Human: a</s>"})
     assert isinstance(record, Record)
-    assert record.target == "a"
+    assert record.segments == (Segment("<s>Human: a</s>", True, False),)
 
 
-@given(st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
-def test_any_clean_text_is_kept_as_it_is(text: str) -> None:
-    for ensure_ascii in (True, False):
-        record = parse(json.dumps({"target": text + "x"}, ensure_ascii=ensure_ascii).encode())
-        assert isinstance(record, Record)
-        assert record.target == text + "x"
+def test_the_text_goes_before_messages() -> None:
+    record = document({"target": "a", "messages": "anything"})
+    assert isinstance(record, Record)
+    assert record.segments == (Segment("a", True, False),)
 
 
-@given(st.binary())
-def test_no_bytes_make_it_stumble(data: bytes) -> None:
-    assert isinstance(parse(data), Record | Refusal | None)
+def test_turns_are_framed_and_bear_loss_on_the_assistants_words_and_their_end() -> None:
+    text = "<s>Human: a</s>b\n</s><s>Assistant: c<s>d</s><s>Human: </s><s>Assistant: </s>\n"
+    record = document({"target": text, "source": "where it comes from"}, FRAMED)
+    assert isinstance(record, Record)
+    assert record.is_framed
+    begin, end = control("<|b|>"), control("<|e|>")
+    assert record.segments == (
+        *(begin, Segment("Human: a</s>b\n", False, False), end),
+        *(begin, Segment("Assistant: ", False, False), Segment("c<s>d", True, False), control("<|e|>", True)),
+        *(begin, Segment("Human: ", False, False), end),
+        *(begin, Segment("Assistant: ", False, False), control("<|e|>", True)),
+    )
 
 
-@pytest.mark.parametrize("blank", [b"", b"\n", b" \t\r\n", b"\xef\xbb\xbf\n"])
-def test_a_blank_line_is_no_record(blank: bytes) -> None:
-    assert parse(blank, number=1) is None
+def test_without_a_bos_turns_have_only_an_end() -> None:
+    options = ReadOptions(text_format="human_assistant", bos_token=None, eos_token="<|e|>")
+    record = document({"target": "<s>Human: a</s><s>Assistant: b</s>"}, options)
+    assert isinstance(record, Record)
+    assert [segment.text for segment in record.segments] == ["Human: a", "<|e|>", "Assistant: ", "b", "<|e|>"]
 
 
-def test_lines_know_their_byte_offsets(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes("你好\n\nx\r\nlast".encode())
-    lines = list(read_lines([tmp_path / "a.jsonl"]))
-    content = (tmp_path / "a.jsonl").read_bytes()
-    assert [line.number for line in lines] == [1, 2, 3, 4]
-    assert all(content[line.byte_offset :].startswith(line.data) for line in lines)
-    assert [line.byte_offset for line in lines] == [0, 7, 8, 11]
+@given(st.lists(st.tuples(st.text("ab \n:<>/s", max_size=9), st.text("ab \n:<>/s", max_size=9)), min_size=1))
+def test_any_turns_come_back(turns: list[tuple[str, str]]) -> None:
+    """Contents of letters that cannot spell a border of turns."""
+    text = "".join(f"<s>Human: {human}</s><s>Assistant: {answer}</s>" for human, answer in turns)
+    record = document({"target": text}, FRAMED)
+    if not any(answer.strip() for _, answer in turns):
+        assert isinstance(record, Refusal)
+        assert record.reason == "empty_assistant_turns"
+        return
+    assert isinstance(record, Record)
+    spelling = {"<|b|>": "<s>", "<|e|>": "</s>"}
+    joined = "".join(spelling[part.text] if part.is_control else part.text for part in record.segments)
+    assert joined == text
+    lossy = [segment.text for segment in record.segments if segment.has_loss and not segment.is_control]
+    assert lossy == [answer for _, answer in turns if answer]
+    assert [s.text for s in record.segments if s.has_loss and s.is_control] == ["<|e|>"] * len(turns)
 
 
-def test_files_are_found_below_and_through_links_but_only_once(tmp_path: Path) -> None:
-    for name in ("d/b.jsonl", "d/a/c.jsonl", "d/e.jsonl.gz", "d/a/readme.txt", "d/notes", "elsewhere/f.jsonl"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "d" / "linked").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "d" / "loop").symlink_to(tmp_path / "d")
-    for directories in (["d"], ["d", "d"], ["d/a", "d"], ["d", "d/a"]):
-        files, skipped = find_files([tmp_path / name for name in directories])
-        names = [str(path.relative_to(tmp_path)) for path in files]
-        assert names == ["d/a/c.jsonl", "d/b.jsonl", "d/linked/f.jsonl"]
-        assert skipped == {".gz": 1, ".txt": 1, "notes": 1}
+@pytest.mark.parametrize(
+    "text",
+    [
+        "plain text",
+        "<s>Human: a</s>",
+        "<s>Assistant: a</s>",
+        "<s>Human: a</s><s>Assistant: b",
+        "Human: a</s><s>Assistant: b</s>",
+        "<s>Human: a</s><s>Human: b</s><s>Assistant: c</s>",
+        "<s>Human: a</s><s>Assistant: b</s><s>Assistant: c</s>",
+        "<s>Human: a</s> <s>Assistant: b</s>",
+        "<s>System: s</s><s>Human: a</s><s>Assistant: b</s>",
+    ],
+)
+def test_text_without_such_turns_is_refused(text: str) -> None:
+    assert document({"target": text}, FRAMED) == Refusal("f.jsonl", 7, 100, "not_human_assistant", "default")
+    assert way_out("not_human_assistant", FRAMED)
 
 
-def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        find_files([tmp_path / "absent"])
+@given(
+    st.dictionaries(
+        st.sampled_from(["target", "source", "category", "messages"]),
+        st.recursive(
+            st.none() | st.booleans() | st.floats() | st.text(),
+            lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        ),
+    )
+)
+def test_no_fields_make_it_stumble(fields: dict[str, Any]) -> None:
+    result = document(fields)
+    assert isinstance(result, Record) or way_out(result.reason, ReadOptions())
