@@ -21,7 +21,10 @@ from simple_parsing import field, flag
 
 from colossal_llama.gate import Bounds, check_same_start, judge, new_ids_of, print_comparison, rank_rows
 from colossal_llama.scoring import Sums, score_records, total_of
-from data_tools.records import Record, find_files, parse_line, read_lines
+from data_tools.fields import ReadOptions
+from data_tools.input_files import INPUT_SUFFIXES, Span, find_files, format_of
+from data_tools.readers import read_span
+from data_tools.records import Record
 from tokenizer_tools.command import UserError, command
 from tokenizer_tools.tokenizer import TextEncoder, load_tokenizer
 
@@ -159,21 +162,26 @@ def read_records(paths: list[Path], max_documents: int | None) -> list[Record]:
     """Documents of the files, at most `max_documents` a category. Raises UserError for the first bad line."""
     records: list[Record] = []
     taken: dict[str, int] = defaultdict(int)
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"--data {path}: no such file or directory; name jsonl files or directories of them")
-        files = find_files([path])[0] if path.is_dir() else [path]
-        for parsed in map(parse_line, read_lines(files)):
-            if parsed is None:
-                continue
-            if not isinstance(parsed, Record):
-                raise UserError(f"{parsed.file}:{parsed.line_number}: {parsed.reason}; correct or remove the line")
-            if max_documents is None or taken[parsed.category] < max_documents:
-                taken[parsed.category] += 1
-                records.append(parsed)
+    for file in (file for path in paths for file in _files_of(path)):
+        for item in read_span(Span(str(file), 0, file.stat().st_size), ReadOptions()):
+            if not isinstance(item, Record):
+                raise UserError(f"{item.file}:{item.line_number}: {item.reason}; correct or remove the line")
+            if max_documents is None or taken[item.category] < max_documents:
+                taken[item.category] += 1
+                records.append(item)
     if not records:
-        raise UserError(f"--data {', '.join(map(str, paths))}: holds no document; name jsonl files of records")
+        raise UserError(f"--data {', '.join(map(str, paths))}: holds no document; name files of records")
     return records
+
+
+def _files_of(path: Path) -> list[Path]:
+    if not path.exists():
+        raise UserError(f"--data {path}: no such file or directory; name files of records or directories of them")
+    if path.is_dir():
+        return find_files([path])[0]
+    if format_of(path.name) is None:
+        raise UserError(f"--data {path}: no known format; name a file of {', '.join(INPUT_SUFFIXES)}")
+    return [path]
 
 
 def print_table(result: dict[str, Any]) -> None:

@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from data_tools.encode import encode_records
+import numpy as np
+
+from data_tools.encode import encode_records, reference_encoders
 from data_tools.records import Record
 from tokenizer_tools.tokenizer import TextEncoder
 
@@ -101,11 +103,17 @@ def score_records(
     sums: dict[str, Sums] = defaultdict(Sums)
     windows = []
     before = [] if encoder.prefix_ids else encoder.eos_ids
-    for record, sequence in zip(records, encode_records(encoder, records), strict=True):
-        sums[record.category].add(Sums(num_bytes=len(record.target.encode()), num_documents=1))
-        if sequence is not None:
-            ids = before + sequence.input_ids[: len(sequence.input_ids) - len(encoder.eos_ids)]
-            windows += list(cut_windows(record.category, ids, len(before) + sequence.loss_start, max_length))
+    encoded = encode_records(reference_encoders(encoder), records)
+    ids_of_documents = np.split(encoded.tokens, np.cumsum(encoded.lengths)[:-1])
+    first_span = np.cumsum(encoded.num_spans) - encoded.num_spans
+    for index, record in enumerate(records):
+        num_bytes = len(record.segments[-1].text.encode())
+        sums[record.category].add(Sums(num_bytes=num_bytes, num_documents=1))
+        if encoded.has_text[index]:
+            own_ids = ids_of_documents[index].tolist()
+            ids = before + own_ids[: len(own_ids) - len(encoder.eos_ids)]
+            loss_start = len(before) + int(encoded.spans[2 * first_span[index]])
+            windows += list(cut_windows(record.category, ids, loss_start, max_length))
     for batch in tqdm(list(batches(windows, batch_tokens)), desc="evaluating", unit="batch", disable=None):
         for window, window_sums in zip(batch, score(model, batch, new_ids), strict=True):
             sums[window.category].add(window_sums)

@@ -100,12 +100,3 @@ def _drop(flows: list[TokenFlow], reason: str, category: np.ndarray, tokens: np.
     for index, count in enumerate(np.bincount(category, tokens, minlength=len(flows)).astype(np.int64).tolist()):
         if count:
             flows[index].dropped[reason] += count
-
-
-def exact_duplicates(documents: Documents) -> np.ndarray:
-    """[documents] bool: the content is that of another document, which is kept."""
-    order = np.lexsort((documents.category, documents.hash))
-    ordered = documents.hash[order]
-    is_repeat = np.zeros(len(documents), bool)
-    is_repeat[order[1:]] = ordered[1:] == ordered[:-1]
-    return is_repeat

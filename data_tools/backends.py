@@ -41,6 +41,11 @@ def make_backend(name: BackendName, encoder: TextEncoder, tokenizer_dir: Path, c
         return _gigatoken(encoder.layout(continuation))
     if name == "sentencepiece":
         return _sentencepiece(tokenizer_dir / SENTENCEPIECE_MODEL, continuation)
+    return reference_backend(encoder, continuation)
+
+
+def reference_backend(encoder: TextEncoder, continuation: bool) -> Encode:
+    """The library that transformers itself uses."""
 
     def encode(texts: Sequence[str]) -> Ids:
         return laid_end_to_end(encoder.encode_batch(texts, continuation))
@@ -53,8 +58,6 @@ def lazy_backend(name: BackendName, encoder: TextEncoder, tokenizer_dir: Path, c
     loaded: list[Encode] = []
 
     def encode(texts: Sequence[str]) -> Ids:
-        if not texts:
-            return laid_end_to_end([])
         if not loaded:
             loaded.append(make_backend(name, encoder, tokenizer_dir, continuation))
         return loaded[0](texts)

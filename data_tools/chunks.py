@@ -28,7 +28,7 @@ class Facts:
     """What is known of each document beside its ids; [documents] arrays, `category` and `span` are
     indices into the names and spans of the part.
 
-    `byte_offset` is -1 where a file has none. `sketch` is [documents, values] uint32, of 0 values if none is wanted.
+    `byte_offset` is -1 where a file has none. `sketch` is [documents, values] uint16, of 0 values if none is wanted.
     """
 
     hash: np.ndarray

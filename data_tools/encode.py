@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_tools.backends import Encode, Ids
+from data_tools.backends import Encode, Ids, laid_end_to_end, reference_backend
 from data_tools.records import Record, Segment
 
 if TYPE_CHECKING:
@@ -59,6 +59,11 @@ def encoders_of(encoder: TextEncoder, start: Encode, inside: Encode) -> Encoders
         encoder.eos_ids,
         encoder.continues_after_control,
     )
+
+
+def reference_encoders(encoder: TextEncoder) -> Encoders:
+    """The encoders that go through transformers' own library."""
+    return encoders_of(encoder, reference_backend(encoder, False), reference_backend(encoder, True))
 
 
 class _Pieces:
@@ -110,7 +115,11 @@ class _Pieces:
             np.array([token for ids in self._controls for token in ids], np.uint32),
             np.array([len(ids) for ids in self._controls], np.int64),
         )
-        pools = [controls, self._encoders.start(self.texts[0]), self._encoders.inside(self.texts[1])]
+        encoded = (
+            encode(texts) if texts else laid_end_to_end([])
+            for encode, texts in zip((self._encoders.start, self._encoders.inside), self.texts, strict=True)
+        )
+        pools = [controls, *encoded]
         lengths = np.concatenate([pool.lengths for pool in pools])
         starts = np.cumsum(lengths) - lengths
         first_of_pool = np.cumsum([0, *(len(pool.lengths) for pool in pools[:-1])])

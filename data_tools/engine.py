@@ -186,6 +186,7 @@ class Engine:
             key=digest_of_meaning({"parts": [record["key"] for record in records], **self.meaning}),
         )
         tasks = bucket_tasks(documents, arrangement, plan)
+        work.clear_bins(self._config.num_spliced_dataset_bins)
         entries: dict[int, list[BucketEntry]] = {}
         with tqdm(total=int(arrangement.length.sum()), desc="write", unit="tok", unit_scale=True, disable=None) as bar:
             for index, written in self._run_tasks(write_buckets, tasks):

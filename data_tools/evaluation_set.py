@@ -70,11 +70,18 @@ def _read(file: Path) -> Any:
     if kind == "json":
         return json.loads(text)
     if kind == "jsonl":
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
+        return [_line(line, number) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if kind == "csv":
         csv.field_size_limit(MAX_CELL_CHARACTERS)
         return list(csv.reader(io.StringIO(text, newline="")))
     return text
+
+
+def _line(line: str, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {number}: {error.msg} at character {error.pos + 1}") from None
 
 
 def _strings(value: Any) -> Iterator[str]:

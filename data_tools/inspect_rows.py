@@ -22,11 +22,12 @@ from tokenizer_tools.command import UserError, command
 from tokenizer_tools.tokenizer import TextEncoder, fingerprint, load_tokenizer
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.text import Text
 
     from data_tools.token_text import TokenText
 
-MASKED_BRACKETS = "⟦⟧"  # hardly any text has them
+MASKED_BRACKETS = ("⟦", "⟧")  # hardly any text has them
 
 
 @dataclass
@@ -182,18 +183,30 @@ class RowReader:
 def print_rows(opened: Bin, rows: dict[int, list[Document]]) -> None:
     """The rows on stdout, coloured where that is possible."""
     from rich.console import Console
-    from rich.text import Text
 
     console = Console(highlight=False)
     has_colours = console.color_system is not None and not console.no_color
     for number, documents in rows.items():
-        num_tokens = sum(document.tokens for document in documents)
-        title = f"{opened.path.name}, row {number} of {opened.num_rows}: {num_tokens} tokens, "
-        console.print(title + f"{len(documents)} document{'s' if len(documents) > 1 else ''}", style="bold")
+        print(_styled(console, _title(opened, number, documents)))
         for place, document in enumerate(documents, start=1):
-            console.print(_border(place, document), soft_wrap=True)
-            console.print(coloured(document) if has_colours else Text(bracketed(document)), soft_wrap=True)
-        console.print()
+            print(_styled(console, _border(place, document)))
+            print(_styled(console, coloured(document)) if has_colours else bracketed(document))
+        print()
+
+
+def _styled(console: Console, text: Text) -> str:
+    """What the console would print. It is not let: it ends the program where a reader has left (`| head`)."""
+    with console.capture() as captured:
+        console.print(text, soft_wrap=True, end="")
+    return captured.get()
+
+
+def _title(opened: Bin, number: int, documents: list[Document]) -> Text:
+    from rich.text import Text
+
+    num_tokens = sum(document.tokens for document in documents)
+    counts = f"{num_tokens} tokens, {len(documents)} document{'s' if len(documents) > 1 else ''}"
+    return Text(f"{opened.path.name}, row {number} of {opened.num_rows}: {counts}", style="bold")
 
 
 def _border(place: int, document: Document) -> Text:

@@ -54,7 +54,8 @@ class _Window:
 def split_array(stream: io.BufferedReader, byte_offset: int, limit: int) -> Iterator[Piece]:
     """The elements of the array in a stream that stands at `byte_offset`, then what is wrong with its end, if anything.
 
-    Blank ones, of an empty array or behind a comma too many, are pieces too. An element of more than `limit` bytes becomes OVER_LONG. A stream that holds no array is NOT_AN_ARRAY as a whole.
+    Blank ones, of an empty array or behind a comma too many, are pieces too. An element of more than `limit` bytes
+    becomes OVER_LONG. A stream that holds no array is NOT_AN_ARRAY as a whole.
     """
     window = _Window(stream, byte_offset)
     window.drop_blanks()
@@ -73,10 +74,9 @@ def split_array(stream: io.BufferedReader, byte_offset: int, limit: int) -> Iter
         yield *place, OVER_LONG if is_long else bytes(window.held[: window.end - 1])
         window.drop(window.end)
         window.drop_blanks()
-    if window.held:
-        yield window.line_number, window.byte_offset, DATA_AFTER_END
-    elif damage_of(stream) is not None:
-        yield window.line_number, window.byte_offset, damage_of(stream) or DATA_AFTER_END
+    fault = DATA_AFTER_END if window.held else damage_of(stream)
+    if fault is not None:
+        yield window.line_number, window.byte_offset, fault
 
 
 def _scan_element(window: _Window, limit: int) -> tuple[bytes, bool]:

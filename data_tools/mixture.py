@@ -123,5 +123,5 @@ def choose_copies(
         for copy in range(whole + 1):
             chosen = members if copy < whole else members[:num_once_more]
             documents.append(chosen)
-            keys.append(key[chosen] + np.uint64(copy) * NEXT_COPY)
+            keys.append(key[chosen] + np.array([copy], np.uint64) * NEXT_COPY)  # of an array it may overflow
     return np.concatenate(documents), np.concatenate(keys)

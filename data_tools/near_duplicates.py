@@ -7,12 +7,14 @@ forty still leaves a similarity of 0.78. MinHash (Broder 1997) estimates it: of 
 permutations, the share in which two texts agree, with a standard deviation of 0.035 at 0.8. 16 bits of each minimum
 suffice (b-bit MinHash, Li and Koenig 2010).
 
-Memory of the global pass: 256 bytes a document of sketches, and up to 250 bytes a document beside them.
+Memory of the global pass: 256 bytes a document of sketches, and up to 280 bytes a document beside them.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import os
 from collections.abc import Sequence
 from itertools import chain
 
@@ -27,38 +29,54 @@ SEED = 42
 MIN_RECALL = 0.99  # of the bands alone, for a pair that is exactly as similar as asked for
 MAX_COMPARED = 64  # kept documents of one band group that a document is compared with, so that time stays linear
 NO_SHINGLE = 2**16 - 1
-SKETCH_KIND = (
-    f"rensa {RMinHash.ALGORITHM_VERSION}, {SKETCH_VALUES} values, {SHINGLE_UNITS} units"  # equal if comparable
-)
+LARGE_BATCH = 2**17  # shingles; several times what makes rensa start threads
+# Sketches of one kind can be compared.
+SKETCH_KIND = f"rensa {RMinHash.ALGORITHM_VERSION}, {SKETCH_VALUES} values, {SHINGLE_UNITS} units"
 
 
 def sketches_of(texts: Sequence[str]) -> np.ndarray:
     """uint16 [texts, SKETCH_VALUES]: the MinHash sketch of each text; all NO_SHINGLE for one without any unit."""
+    _keep_rensa_to_one_thread()
     units = units_of(texts, SHINGLE_UNITS - 1)
     *_, (_, hashes) = ngrams_of(units, SHINGLE_UNITS)
     counts = units.stop - units.start
     offsets = np.concatenate(([0], np.cumsum(counts)))
     places = np.arange(offsets[-1]) + np.repeat(units.start - offsets[:-1], counts)
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(
-        mixed(hashes[places]), offsets.astype(np.uint64), SKETCH_VALUES, SEED
+    minima = np.fromiter(
+        chain.from_iterable(_min_hashes(mixed(hashes[places]), offsets)), np.uint32, len(texts) * SKETCH_VALUES
     )
-    minima = np.fromiter(chain.from_iterable(matrix.to_rows()), np.uint32, len(texts) * SKETCH_VALUES)
     return minima.astype(np.uint16).reshape(len(texts), SKETCH_VALUES)
 
 
-def exact_duplicates(content_hashes: np.ndarray) -> np.ndarray:
-    """bool [documents]: True for every document behind the first with the same hash."""
-    is_repeated = np.ones(len(content_hashes), dtype=bool)
-    is_repeated[np.unique(content_hashes, return_index=True)[1]] = False
-    return is_repeated
+def _min_hashes(hashes: np.ndarray, offsets: np.ndarray) -> list[list[int]]:
+    """[texts] lists of SKETCH_VALUES uint32; the shingles of text t are `hashes[offsets[t] : offsets[t + 1]]`."""
+    return RMinHash.digest_matrix_from_flat_token_hashes(
+        hashes, offsets.astype(np.uint64), SKETCH_VALUES, SEED
+    ).to_rows()
+
+
+@functools.cache
+def _keep_rensa_to_one_thread() -> None:
+    """Its threads do not survive a fork (a forked worker would wait for them forever), and workers are many anyway.
+
+    rensa counts its threads once, by the environment, at its first batch that is large enough for several.
+    """
+    before = os.environ.get("RAYON_NUM_THREADS")
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    try:
+        _min_hashes(np.arange(LARGE_BATCH, dtype=np.uint64), np.arange(0, LARGE_BATCH + 1, LARGE_BATCH // 16))
+    finally:
+        del os.environ["RAYON_NUM_THREADS"]
+        if before is not None:
+            os.environ["RAYON_NUM_THREADS"] = before
 
 
 def near_duplicates(sketches: np.ndarray, order_keys: np.ndarray, similarity: float) -> np.ndarray:
     """bool [documents]: True for every document that resembles one that is kept.
 
     Documents are taken in ascending order of `order_keys` (uint64; equal keys mean equal texts): a document is dropped
-    if it shares a band of its sketch with a kept one and the estimate is `similarity` or more. So each dropped document
-    has a kept double, no two kept ones are doubles, and neither the order of the rows nor chance has a say.
+    if it shares a band of its sketch with a kept one (the first MAX_COMPARED of each band) and the estimate is
+    `similarity` or more. So each dropped document has a kept double, and the order of the rows has no say.
     """
     order = np.argsort(order_keys, kind="stable")
     groups, capacities = _band_groups(sketches, similarity)

@@ -118,6 +118,8 @@ class Config:
             "num_spliced_dataset_bins": self.num_spliced_dataset_bins,
             "long_documents": self.long_documents,
             "mixture": None if self.mixture is None else {k: asdict(v) for k, v in read_mixture(self.mixture).items()},
+            "drop_exact_duplicates": self.cleaning.drop_exact_duplicates,
+            "near_duplicate_similarity": self.cleaning.near_duplicate_similarity,
             "seed": self.seed,
         }
 

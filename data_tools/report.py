@@ -9,6 +9,7 @@ from data_tools.manifest import CategoryEntry, Manifest
 from data_tools.visible import visible_name
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -16,6 +17,7 @@ LONGEST_NAME = 48  # characters
 NAMED_CATEGORIES = 3
 NO_CATEGORY = "(category unknown)"
 NOTHING = "-"
+TRUNCATED = "truncated"  # the reason for which the ends of long documents are dropped
 
 
 def print_report(manifest: Manifest, seconds: float) -> None:
@@ -26,6 +28,13 @@ def print_report(manifest: Manifest, seconds: float) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
+    with console.capture() as printed:  # rich would end the program where a reader has left (`| head`)
+        _print_tables(console, manifest)
+        console.print(_last_line(manifest, seconds), soft_wrap=True)
+    print(printed.get(), end="")
+
+
+def _print_tables(console: Console, manifest: Manifest) -> None:
     console.print(_category_table(manifest))
     refused = refused_by_category(manifest)
     dropped = {name: entry["tokens"]["dropped"] for name, entry in manifest["categories"].items()}
@@ -35,7 +44,6 @@ def print_report(manifest: Manifest, seconds: float) -> None:
         console.print(_reason_table("dropped because", "tokens", manifest["tokens"]["dropped"], dropped))
     if mixed := mixed_categories(manifest):
         console.print(_mixture_table(mixed))
-    console.print(_last_line(manifest, seconds), soft_wrap=True)
 
 
 def _last_line(manifest: Manifest, seconds: float) -> str:
@@ -66,6 +74,14 @@ def mixed_categories(manifest: Manifest) -> dict[str, CategoryEntry]:
         for name, entry in manifest["categories"].items()
         if entry["records"]["placed"] != entry["records"]["kept"] or entry["tokens"]["repeated"]
     }
+
+
+def tokens_of_text(entry: CategoryEntry | Manifest) -> int:
+    """The tokens of the text whose `characters` and `bytes` the manifest counts, that of whole documents.
+
+    So the ends of truncated documents count too; they bear loss unless a source alone is longer than a row.
+    """
+    return entry["loss_tokens"] + entry["tokens"]["dropped"].get(TRUNCATED, 0)
 
 
 def ratio(part: float, whole: float, form: str) -> str:
@@ -121,8 +137,8 @@ def _cells(name: str, entry: CategoryEntry | Manifest, manifest: Manifest) -> li
         f"{entry['records']['placed']:,}",
         f"{entry['tokens']['in_bins']:,}",
         ratio(entry["tokens"]["in_bins"], manifest["tokens"]["in_bins"], ".1%"),
-        ratio(entry["loss_tokens"], entry["characters"], ".3f"),
-        ratio(entry["bytes"], entry["loss_tokens"], ".2f"),
+        ratio(tokens_of_text(entry), entry["characters"], ".3f"),
+        ratio(entry["bytes"], tokens_of_text(entry), ".2f"),
         f"{sum(entry['records']['refused'].values()):,}",
     ]
 
@@ -145,7 +161,7 @@ def _reason_table(
 def _mixture_table(mixed: Mapping[str, CategoryEntry]) -> Table:
     from rich.text import Text
 
-    table = _table("left out or repeated", "kept", "in the bins", "repeated tokens", "share of its tokens")
+    table = _table("left out or repeated", "kept", "in the bins", "repeated\ntokens", "of its\ntokens")
     for name, entry in mixed.items():
         records, tokens = entry["records"], entry["tokens"]
         repeated, share = tokens["repeated"], ratio(tokens["repeated"], tokens["in"], ".1%")

@@ -12,7 +12,15 @@ from itertools import accumulate, zip_longest
 from pathlib import Path
 
 from data_tools.manifest import BucketEntry, Manifest
-from data_tools.report import mixed_categories, most_first, named_shares, ratio, refused_by_category, short_name
+from data_tools.report import (
+    mixed_categories,
+    most_first,
+    named_shares,
+    ratio,
+    refused_by_category,
+    short_name,
+    tokens_of_text,
+)
 from data_tools.report_template import TEMPLATE
 from data_tools.visible import visible_name
 from tokenizer_tools.outputs import write_whole_file
@@ -74,7 +82,12 @@ def report_page(manifest: Manifest) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"count": "{:,}".format, "units": "{:.2f}".format}
     environment.filters |= {"name": visible_name, "shortened": short_name}
-    environment.globals |= {"ratio": ratio, "num_colours": NUM_COLOURS, "column_width": COLUMN_WIDTH}
+    environment.globals |= {
+        "ratio": ratio,
+        "tokens_of_text": tokens_of_text,
+        "num_colours": NUM_COLOURS,
+        "column_width": COLUMN_WIDTH,
+    }
     categories, buckets = manifest["categories"], manifest["buckets"]
     ranked = ranked_categories(manifest)
     dropped = {name: entry["tokens"]["dropped"] for name, entry in categories.items()}
@@ -170,7 +183,7 @@ def drawing(buckets: Sequence[BucketEntry], figure: Callable[[BucketEntry], floa
     values = [figure(bucket) for bucket in buckets]
     titles = [f"{bucket['path']}: {value:{form}}" for bucket, value in zip(buckets, values, strict=True)]
     least, most = f"{min(values):{form}}", f"{max(values):{form}}"
-    return Drawing(f"{least} to {most}" if least < most else most, bars(values, titles, [0] * len(values)))
+    return Drawing(f"{least} to {most}" if least != most else most, bars(values, titles, [0] * len(values)))
 
 
 def room(bucket: BucketEntry, max_length: int) -> float:

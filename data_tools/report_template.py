@@ -24,10 +24,10 @@ TEMPLATE = (
 {% macro figure(value, label) %}
 <div><dd>{{ value }}</dd><dt>{{ label }}</dt></div>
 {% endmacro %}
-{% macro text_figures(loss_tokens, characters, bytes) %}
-<td>{{ loss_tokens | count }}</td>
-<td>{{ ratio(loss_tokens, characters, ".3f") }}</td>
-<td>{{ ratio(bytes, loss_tokens, ".2f") }}</td>
+{% macro text_figures(entry) %}
+<td>{{ entry.loss_tokens | count }}</td>
+<td>{{ ratio(tokens_of_text(entry), entry.characters, ".3f") }}</td>
+<td>{{ ratio(entry.bytes, tokens_of_text(entry), ".2f") }}</td>
 {% endmacro %}
 {% macro ledger_cells(records, tokens) %}
 <td>{{ records.read | count }}</td>
@@ -79,8 +79,8 @@ in {{ many(manifest.num_buckets, "bucket") }} of rows of at most {{ manifest.max
 {{ figure(manifest.loss_tokens | count, "of them bear loss") }}
 {{ figure(num_rows | count, "rows") }}
 {{ figure("{:.2%}".format(manifest.fill), "of their places filled") }}
-{{ figure(ratio(manifest.loss_tokens, manifest.characters, ".3f"), "tokens a character") }}
-{{ figure(ratio(manifest.bytes, manifest.loss_tokens, ".2f"), "bytes a token") }}
+{{ figure(ratio(tokens_of_text(manifest), manifest.characters, ".3f"), "tokens a character") }}
+{{ figure(ratio(manifest.bytes, tokens_of_text(manifest), ".2f"), "bytes a token") }}
 {{ figure(total(manifest.records.refused), "records refused") }}
 {{ figure(total(manifest.tokens.dropped), "tokens dropped") }}
 </dl>
@@ -91,7 +91,7 @@ in {{ many(manifest.num_buckets, "bucket") }} of rows of at most {{ manifest.max
 {% if is_mixed %}The mixture leaves documents out or repeats them: <em>in bins</em> counts every copy, and
 <em>repeated</em> the tokens of second and later copies, which are part of <em>in</em>.
 {% endif %}
-Ratios are over the text that bears loss.</p>
+Ratios are over the text that bears loss, of whole documents.</p>
 <div class="scroll">
 <table class="ledger">
 <thead>
@@ -109,19 +109,20 @@ Ratios are over the text that bears loss.</p>
 <tr><th scope="row" class="named">{{ swatch(colours[name] if entry.tokens.in_bins else "none") }}
 <bdi>{{ name | name }}</bdi></th>
 {{ ledger_cells(entry.records, entry.tokens) }}
-{{ text_figures(entry.loss_tokens, entry.characters, entry.bytes) }}
+{{ text_figures(entry) }}
 </tr>
 {% endfor %}
 {% if num_unknown %}
 <tr><th scope="row" class="named">{{ swatch("none") }}records whose category cannot be read</th>
-<td>{{ num_unknown | count }}</td><td>{{ num_unknown | count }}</td><td>0</td>
+<td>{{ num_unknown | count }}</td><td>{{ num_unknown | count }}</td><td>0</td>{% if is_mixed %}<td>0</td>{% endif %}
+
 <td class="group" colspan="20"></td></tr>
 {% endif %}
 </tbody>
 <tfoot>
 <tr><th scope="row" class="named">{{ swatch("none") }}All</th>
 {{ ledger_cells(manifest.records, manifest.tokens) }}
-{{ text_figures(manifest.loss_tokens, manifest.characters, manifest.bytes) }}
+{{ text_figures(manifest) }}
 </tr>
 </tfoot>
 </table>
@@ -146,8 +147,9 @@ Ratios are over the text that bears loss.</p>
 
 <section>
 <h2>Length of documents</h2>
-<p>Documents by number of tokens, each bar twice as wide a range as the one before, from {{ shortest | count }} to
-{{ longest | count }}. {{ swatch(1) }}At least a whole row ({{ manifest.max_length | count }} tokens).</p>
+<p>Documents by number of tokens before any is cut, each bar twice as wide a range as the one before, from
+{{ shortest | count }} to {{ longest | count }}.
+{{ swatch(1) }}At least a whole row ({{ manifest.max_length | count }} tokens).</p>
 <div class="cards">
 {% for card in lengths %}
 <div class="card"><strong title="{{ card.name | name }}"><bdi>{{ card.name | name }}</bdi></strong>
@@ -168,7 +170,7 @@ The share of a category in a bucket is farthest from its share of all tokens in 
 </p>
 <ul class="legend">
 {% for colour, name, share in legend %}
-<li class="named">{{ swatch(colour) }}<bdi>{{ name | shortened }}</bdi> <span>{{ share }}</span></li>
+<li class="named">{{ swatch(colour) }}<bdi>{{ name }}</bdi> <span>{{ share }}</span></li>
 {% endfor %}
 </ul>
 {% macro strip(title, drawing, label, kind) %}
@@ -177,7 +179,7 @@ The share of a category in a bucket is farthest from its share of all tokens in 
 {{ bars(drawing, manifest.num_buckets, label) }}
 </div>
 {% endmacro %}
-{{ strip("Share of each category", composition, "share of each category in each bucket, by tokens", "tall") }}
+{{ strip("Share of each category", composition, "share of each category in each bucket", "tall") }}
 {{ strip("Tokens: " ~ bucket_tokens.extent, bucket_tokens.bars, "tokens of each bucket", "") }}
 {{ strip("Empty places in rows: " ~ bucket_room.extent, bucket_room.bars, "empty places of each bucket", "") }}
 <div class="axis" style="max-width: {{ 2 + 4 * manifest.num_buckets }}rem">

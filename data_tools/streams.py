@@ -15,6 +15,7 @@ from pathlib import Path
 from backports import zstd
 
 BUFFER_BYTES = 2**20
+ANY_WINDOW = {int(zstd.DecompressionParameter.window_log_max): 31}  # files made with --long=31 take 2 GiB to read
 UTF8_MARK = b"\xef\xbb\xbf"
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 OVER_LONG = "over_long"
@@ -34,7 +35,7 @@ class _Inflated(io.RawIOBase):
     """A compressed file as a stream that simply ends where the damage is; `damage` then tells the reason."""
 
     def __init__(self, path: str, compression: str) -> None:
-        self._file = gzip.GzipFile(path) if compression == "gz" else zstd.ZstdFile(path)
+        self._file = gzip.GzipFile(path) if compression == "gz" else zstd.ZstdFile(path, options=ANY_WINDOW)
         self._compression = compression
         self._has_begun = False
         self.damage: str | None = None if Path(path).stat().st_size else TRUNCATED_FILE

@@ -13,8 +13,7 @@ import numpy as np
 from data_tools.backends import REFERENCE, BackendName, lazy_backend
 from data_tools.chat import ChatTemplate
 from data_tools.chunks import smallest_dtype
-from data_tools.cleaner import Cleaner
-from data_tools.cleaning import CleaningConfig
+from data_tools.cleaning import Cleaner, CleaningConfig
 from data_tools.encode import Encoders, encoders_of
 from data_tools.fields import ReadOptions
 from tokenizer_tools.command import UserError

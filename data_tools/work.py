@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,6 +20,8 @@ from data_tools.inputs import changed_files, changed_settings
 from data_tools.intake import PARTIAL
 from tokenizer_tools.command import UserError
 from tokenizer_tools.outputs import finish_tree, full_disk_named, read_json, replace_directory, write_json
+
+logger = logging.getLogger(__name__)
 
 NOTE_NAME = "last_run.json"
 
@@ -40,6 +43,13 @@ class Work:
         """Records of finished buckets."""
         return self.root / "buckets"
 
+    def clear_bins(self, num_buckets: int) -> None:
+        """Remove what a killed run has left among the bins and this one will not write over."""
+        names = {f"part-{index:05d}" for index in range(num_buckets)}
+        for path in self.bins_dir.iterdir():
+            if path.name not in names:
+                _remove(path)
+
 
 def root_of(output: Path) -> Path:
     """The work directory of an output."""
@@ -60,8 +70,7 @@ def work_on(output: Path, cache_dir: Path | None, overwrite: bool) -> Iterator[W
         for directory in (root, work.cache_dir):
             directory.mkdir(parents=True, exist_ok=True)
             _lock(stack, directory)
-        for leftover in work.cache_dir.glob(f".*{PARTIAL}"):  # of a run that was killed
-            shutil.rmtree(leftover)
+        _remove_leftovers(work)
         try:
             for directory in (work.bins_dir, work.records_dir):
                 directory.mkdir(exist_ok=True)
@@ -70,11 +79,26 @@ def work_on(output: Path, cache_dir: Path | None, overwrite: bool) -> Iterator[W
                 finish_tree(work.bins_dir)
             replace_directory(work.bins_dir, output.resolve(), overwrite)
         except BaseException:
-            if any(path.is_dir() for path in work.cache_dir.iterdir()):
-                raise  # what is finished stays
-            shutil.rmtree(root)
+            if any(work.cache_dir.glob("*/*.arrow")):
+                logger.info("what is finished is kept in %s; the same command goes on from there", root)
+            else:
+                shutil.rmtree(root)
             raise
         shutil.rmtree(root)
+
+
+def _remove_leftovers(work: Work) -> None:
+    """What a killed run was writing."""
+    for directory in (work.root, work.cache_dir, work.records_dir):
+        for leftover in directory.glob(f".*{PARTIAL}"):
+            _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _lock(stack: ExitStack, directory: Path) -> None:

@@ -27,7 +27,7 @@ def make_batch(dtype: type, top_id: int) -> RowBatch:
 
 @pytest.mark.parametrize(("dtype", "top_id", "name"), [(np.uint16, 65535, "uint16"), (np.uint32, 69103, "uint32")])
 def test_datasets_reads_the_rows_back(tmp_path: Path, dtype: type, top_id: int, name: str) -> None:
-    written = write_bin(tmp_path / "bin", [make_batch(dtype, top_id)] * 2, np.dtype(dtype), 3)
+    written = write_bin(tmp_path / "bin", [make_batch(dtype, top_id)] * 2, np.dtype(dtype), 3, 20)
     loaded = datasets.load_from_disk(str(tmp_path / "bin"))
     first = {
         "input_ids": [1, top_id, 3],
@@ -42,10 +42,11 @@ def test_datasets_reads_the_rows_back(tmp_path: Path, dtype: type, top_id: int, 
     assert written.num_rows == 4
     assert written.tokens.tolist() == [8, 0, 2]
     assert written.loss_tokens.tolist() == [2, 0, 2]
+    assert written.fill_histogram.tolist() == [0, 2, 2] + [0] * 17  # rows of 2 and 3 of 20 tokens
 
 
 def test_a_bin_without_rows_is_a_dataset_without_rows(tmp_path: Path) -> None:
-    written = write_bin(tmp_path / "bin", [], np.dtype(np.uint16), 2)
+    written = write_bin(tmp_path / "bin", [], np.dtype(np.uint16), 2, 20)
     assert written.num_rows == 0
     assert written.tokens.tolist() == [0, 0]
     loaded = datasets.load_from_disk(str(tmp_path / "bin"))
@@ -54,11 +55,18 @@ def test_a_bin_without_rows_is_a_dataset_without_rows(tmp_path: Path) -> None:
 
 
 def test_equal_rows_are_equal_bytes_and_the_hash_is_that_of_the_file(tmp_path: Path) -> None:
-    hashes = [write_bin(tmp_path / name, [make_batch(np.uint16, 9)], np.dtype(np.uint16), 3).sha256 for name in "ab"]
+    hashes = [
+        write_bin(tmp_path / name, [make_batch(np.uint16, 9)], np.dtype(np.uint16), 3, 20).sha256 for name in "ab"
+    ]
     assert hashes[0] == hashes[1] == hashlib.sha256((tmp_path / "a" / ARROW_NAME).read_bytes()).hexdigest()
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert files == [ARROW_NAME, "dataset_info.json", "state.json"]
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
+
+
+def test_full_rows_are_in_the_last_step_of_the_histogram(tmp_path: Path) -> None:
+    written = write_bin(tmp_path / "bin", [make_batch(np.uint16, 9)], np.dtype(np.uint16), 3, 3)
+    assert np.flatnonzero(written.fill_histogram).tolist() == [13, 19]  # 2 of 3 tokens, 3 of 3
 
 
 def test_loss_tokens_are_counted_for_each_piece() -> None:

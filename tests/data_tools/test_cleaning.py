@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools import cleaning as module
@@ -58,6 +58,7 @@ def test_nothing_is_left_out_by_default(text: str) -> None:
     assert fault(text, OFF) is None
 
 
+@settings(deadline=None)  # the first example makes the tables
 @given(st.text(alphabet=LETTERS, min_size=1), st.sampled_from([0.25, 0.5, 1.0]))
 def test_letters_are_what_unicode_calls_letters_and_marks(text: str, share: float) -> None:
     visible = [character for character in text if not character.isspace()]

@@ -57,6 +57,12 @@ def parquet(columns: dict[str, pa.Array], **options: object) -> bytes:
     return file.getvalue()
 
 
+def with_long_window(content: bytes) -> bytes:
+    """What `zstd --long=28` makes of a pipe, whose length it cannot know."""
+    compressor = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: 28})
+    return compressor.compress(content, compressor.FLUSH_BLOCK) + compressor.flush()
+
+
 def binary_as_text(*values: bytes) -> pa.Array:
     return pa.Array.from_buffers(pa.string(), len(values), pa.array(values, pa.binary()).buffers())
 
@@ -137,6 +143,7 @@ CASES: dict[str, tuple[str, bytes, Sequence[Outcome]]] = {
     "an empty .gz": (".jsonl.gz", b"", [("truncated_file", 1, 0)]),
     "an empty .zst": (".jsonl.zst", b"", [("truncated_file", 1, 0)]),
     "nothing, compressed": (".jsonl.gz", gzip.compress(b""), []),
+    "zstd with a long window": (".jsonl.zst", with_long_window(A), ["a"]),
     "garbage after gzip": (".jsonl.gz", gzip.compress(A + b"\n" + B) + b"xyz", ["a", "b", ("data_after_end", 3, 31)]),
     "garbage after zstd": (
         ".jsonl.zst",
@@ -178,6 +185,12 @@ CASES: dict[str, tuple[str, bytes, Sequence[Outcome]]] = {
         ".json.gz",
         gzip.compress(b"[" + A + b"," + B + b"]")[:-12],
         ["a", ("truncated_file", 1, 17)],
+    ),
+    "plain text named .json.gz": (".json.gz", b"[" + A + b"]", [("not_a_gz_file", 1, 0)]),
+    "garbage in a gzip'ed array": (
+        ".json.gz",
+        gzip.compress(b"[" + A + b",") + b"xy",
+        ["a", ("data_after_end", 1, 17)],
     ),
     "two arrays": (".json", b"[" + A + b"]\n[" + B + b"]", ["a", ("data_after_end", 2, 18)]),
     "garbage after a gzip'ed array": (
@@ -263,6 +276,12 @@ CASES_WITH_OPTIONS: dict[str, tuple[str, bytes, Sequence[Outcome], ReadOptions]]
         SHORT,
     ),
     "an over-long row": (".csv", b"target\n" + b"x" * 41 + b"\nb\n", [("over_long", 2, 7), "b"], SHORT),
+    "a long element in a small file": (
+        ".json",
+        b'[{"target": "' + b"x" * 27 + b'"},{"target": "' + b"y" * 26 + b'"}]',
+        [("over_long", 1, 1), "y" * 26],
+        SHORT,
+    ),
     "a quote that is never closed": (".csv", b'target\n"a\n' + b"b\n" * 30, [("over_long", 2, 7), *"b" * 10], SHORT),
     "an over-long Parquet cell": (
         ".parquet",

@@ -1,56 +1,112 @@
-"""Encoding: the ids of plain tokenizer calls, and loss from exactly the target's first token on."""
+"""Encoding: the ids of plain tokenizer calls, and loss exactly where segments bear it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence as ListLike
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_tools.encode import encode_records, labels_of
-from data_tools.records import Record
+from data_tools.backends import Encode, Ids, laid_end_to_end
+from data_tools.encode import (
+    Encoded,
+    Encoders,
+    chosen_documents,
+    encode_records,
+    gathered,
+    labels_of,
+    reference_encoders,
+)
+from data_tools.records import Record, Segment
 from tokenizer_tools.tokenizer import TextEncoder, load_tokenizer
 
 
-def record(target: str, source: str = "") -> Record:
-    return Record(source, target, "c", "f", 1, 0)
+def make_record(*segments: Segment, is_framed: bool = False) -> Record:
+    return Record(segments, is_framed, "c", "f", 1, 0)
 
 
-class LetterEncoder:
-    """One id a letter, none for a blank; a continuation's ids are 1000 higher."""
-
-    prefix_ids = [1]
-    eos_ids = [2]
-
-    def encode_batch(self, texts: ListLike[str], continuation: bool = False) -> list[list[int]]:
-        return [[ord(letter) + 1000 * continuation for letter in text if letter != " "] for text in texts]
+def plain(target: str, source: str = "") -> Record:
+    segments = [Segment(source, False, False)] if source else []
+    return make_record(*segments, Segment(target, True, False))
 
 
-LETTERS = cast(TextEncoder, LetterEncoder())
-texts = st.text("ab ", max_size=6)
+def letters(offset: int) -> Encode:
+    """One id a letter, none for a blank."""
+
+    def encode(texts: Sequence[str]) -> Ids:
+        return laid_end_to_end([[ord(letter) + offset for letter in text if letter != " "] for text in texts])
+
+    return encode
 
 
-@given(st.lists(st.tuples(texts, texts)))
-def test_a_sequence_is_bos_source_target_eos_with_loss_from_the_target_on(pairs: list[tuple[str, str]]) -> None:
-    sequences = encode_records(LETTERS, [record(target, source) for source, target in pairs])
-    for (source, target), sequence in zip(pairs, sequences, strict=True):
-        source_ids = [ord(letter) for letter in source.replace(" ", "")]
-        target_ids = [ord(letter) + 1000 * bool(source) for letter in target.replace(" ", "")]
-        if not target_ids:
-            assert sequence is None
-            continue
-        assert sequence is not None
-        assert sequence.input_ids == [1, *source_ids, *target_ids, 2]
-        assert sequence.loss_start == (1 + len(source_ids) if source else 0)
+def letter_encoders(continues: bool) -> Encoders:
+    """Text inside a document has ids 1000 higher."""
+    return Encoders(letters(0), letters(1000), {"<s>": [1], "</s>": [2], "<x>": [3]}, [1], [2], continues)
 
 
-def test_encoding_leaves_the_encoder_as_it_was() -> None:
-    encode_records(LETTERS, [record("b", "a"), record("b")])
-    assert (LETTERS.prefix_ids, LETTERS.eos_ids) == ([1], [2])
+def documents_of(encoded: Encoded) -> list[tuple[list[int], list[int]]]:
+    """(ids, labels) of each document."""
+    borders = np.cumsum(encoded.lengths)[:-1]
+    labels = labels_of(encoded)
+    return [(i.tolist(), n.tolist()) for i, n in zip(*(np.split(x, borders) for x in (encoded.tokens, labels)))]
+
+
+segments_strategy = st.lists(
+    st.one_of(
+        st.builds(Segment, st.text("ab ", min_size=1, max_size=4), st.booleans(), st.just(False)),
+        st.builds(Segment, st.sampled_from(["<s>", "</s>", "<x>"]), st.booleans(), st.just(True)),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def expected_document(record: Record, continues: bool) -> tuple[list[int], list[int]]:
+    """A token at a time, as the module's first lines say it."""
+    controls = {"<s>": 1, "</s>": 2, "<x>": 3}
+    ids: list[int] = []
+    labels: list[int] = []
+    offset = 0
+    if not record.is_framed:
+        ids, labels = [1], [1 if len(record.segments) == 1 else -100]
+    for segment in record.segments:
+        if segment.is_control:
+            found, offset = [controls[segment.text]], 1000 * continues
+        else:
+            found, offset = [ord(c) + offset for c in segment.text if c != " "], 1000
+        ids += found
+        labels += found if segment.has_loss else [-100] * len(found)
+    return (ids, labels) if record.is_framed else ([*ids, 2], [*labels, 2])
+
+
+@given(st.lists(st.tuples(segments_strategy, st.booleans())), st.booleans())
+def test_every_token_and_every_label_is_that_of_its_segment(
+    drawn: list[tuple[list[Segment], bool]], continues: bool
+) -> None:
+    records = [make_record(*segments, is_framed=is_framed) for segments, is_framed in drawn]
+    encoded = encode_records(letter_encoders(continues), records)
+    assert documents_of(encoded)[: len(records)] == [expected_document(record, continues) for record in records]
+    has_text = [
+        any(s.has_loss and not s.is_control and s.text.replace(" ", "") for s in record.segments) for record in records
+    ]
+    assert encoded.has_text.tolist() == has_text
+
+
+@given(st.lists(st.tuples(segments_strategy, st.booleans()), min_size=1), st.randoms())
+def test_chosen_documents_are_the_same_documents(drawn: list[tuple[list[Segment], bool]], random: Any) -> None:
+    encoded = encode_records(letter_encoders(True), [make_record(*s, is_framed=framed) for s, framed in drawn])
+    places = [random.randrange(len(drawn)) for _ in range(5)]
+    everything = documents_of(encoded)
+    assert documents_of(chosen_documents(encoded, np.array(places))) == [everything[place] for place in places]
+
+
+def test_gathered_lays_pieces_end_to_end() -> None:
+    assert gathered(np.arange(9), np.array([7, 0, 3]), np.array([2, 0, 3])).tolist() == [7, 8, 3, 4, 5]
+    assert gathered(np.arange(9), np.array([], int), np.array([], int)).tolist() == []
 
 
 @pytest.fixture(scope="module")
@@ -58,28 +114,36 @@ def tokenizer(base_tokenizer_dir: Path) -> Any:
     return load_tokenizer(base_tokenizer_dir)
 
 
+def encode_one(tokenizer: Any, record: Record) -> tuple[list[int], list[int]]:
+    return documents_of(encode_records(reference_encoders(TextEncoder(tokenizer)), [record]))[0]
+
+
 @pytest.mark.parametrize("text", ["Hello world", "你好，世界", "  two blanks", "a\n\nb", "🙂"])
 def test_ids_are_those_the_tokenizer_gives_itself(tokenizer: Any, text: str) -> None:
-    sequence = encode_records(TextEncoder(tokenizer), [record(text)])[0]
-    assert sequence is not None
-    assert sequence.input_ids == [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+    ids, labels = encode_one(tokenizer, plain(text))
+    assert ids == labels == [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
 
 
 def test_the_border_of_source_and_target_is_a_border_of_tokens(tokenizer: Any) -> None:
-    sequence = encode_records(TextEncoder(tokenizer), [record("s are bright", "The colour")])[0]
-    assert sequence is not None
-    assert tokenizer.decode(sequence.input_ids[: sequence.loss_start]) == "<s> The colour"
-    assert tokenizer.decode(sequence.input_ids) == "<s> The colours are bright</s>"
+    ids, labels = encode_one(tokenizer, plain("s are bright", "The colour"))
+    first = next(place for place, label in enumerate(labels) if label != -100)
+    assert labels[first:] == ids[first:]
+    assert tokenizer.decode(ids[:first]) == "<s> The colour"
+    assert tokenizer.decode(ids) == "<s> The colours are bright</s>"
 
 
 def test_control_tokens_in_text_stay_text(tokenizer: Any) -> None:
-    sequence = encode_records(TextEncoder(tokenizer), [record("a</s>b<s>", "q<s></s>")])[0]
-    assert sequence is not None
-    assert sequence.input_ids.count(tokenizer.eos_token_id) == sequence.input_ids.count(tokenizer.bos_token_id) == 1
+    ids, _ = encode_one(tokenizer, plain("a</s>b<s>", "q<s></s>"))
+    assert ids.count(tokenizer.eos_token_id) == ids.count(tokenizer.bos_token_id) == 1
 
 
-@pytest.mark.parametrize(("masked", "expected"), [(-1, [5, 6]), (0, [5, 6]), (1, [-100, 6]), (9, [-100, -100])])
-def test_labels_are_the_ids_after_those_without_loss(masked: int, expected: list[int]) -> None:
-    labels = labels_of(np.array([5, 6], np.uint16), masked)
-    assert labels.tolist() == expected
-    assert labels.dtype == np.int32
+@pytest.mark.parametrize("fixture", ["base_tokenizer_dir", "byte_level_tokenizer_dir"])
+def test_text_behind_a_control_token_is_what_the_tokenizer_makes_of_the_whole(
+    request: pytest.FixtureRequest, fixture: str
+) -> None:
+    tokenizer = load_tokenizer(request.getfixturevalue(fixture))
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    texts = ["Human: hi there", "Assistant: hello"]
+    segments = [s for text in texts for s in ((bos, True, True), (text, True, False), (eos, True, True))]
+    ids, _ = encode_one(tokenizer, make_record(*(Segment(*segment) for segment in segments), is_framed=True))
+    assert ids == tokenizer("".join(bos + text + eos for text in texts), add_special_tokens=False)["input_ids"]

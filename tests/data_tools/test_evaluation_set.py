@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from backports import zstd
 
+from data_tools import evaluation_set as module
 from data_tools.evaluation_set import evaluation_texts
 from tokenizer_tools.command import UserError
 
@@ -55,8 +56,20 @@ def test_every_string_of_parquet_is_a_text(tmp_path: Path) -> None:
 
 def test_every_cell_of_csv_is_a_text(tmp_path: Path) -> None:
     long_cell = "x" * 200_000
-    path = write(tmp_path / "a.csv", f'question,answer\r\n"one, or\ntwo?",A\r\n{long_cell},长江\r\n'.encode())
-    assert evaluation_texts(path) == sorted(["question", "answer", "one, or\ntwo?", "A", long_cell, "长江"])
+    path = write(tmp_path / "a.csv", f'question,answer\r\n"one, or\r\ntwo?",A\r\n{long_cell},长江\r\n'.encode())
+    assert evaluation_texts(path) == sorted(["question", "answer", "one, or\r\ntwo?", "A", long_cell, "长江"])
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", b'{"question": "whole"}\n\n{"question": "cut of')
+    with pytest.raises(UserError, match=r"\(line 3: Unterminated string starting at at character 14\); mend it"):
+        evaluation_texts(path)
+
+
+def test_what_the_csv_reader_refuses_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_CELL_CHARACTERS", 10)
+    with pytest.raises(UserError, match=r"a\.csv: cannot be read whole \(field larger than field limit \(10\)\)"):
+        evaluation_texts(write(tmp_path / "a.csv", b"question\nlonger than that\n"))
 
 
 def test_a_txt_file_is_a_text(tmp_path: Path) -> None:

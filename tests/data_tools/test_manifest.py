@@ -32,6 +32,7 @@ def test_a_ledger_off_by_one_anywhere_is_not_written(tmp_path: Path, manifest: A
         ("tokens", "in_bins"),
         ("records", "read"),
         ("records", "kept"),
+        ("records", "placed"),
         ("categories", "zh", "tokens", "in"),
         ("categories", "zh", "tokens", "in_bins"),
         ("categories", "en", "records", "read"),
@@ -53,6 +54,28 @@ def test_sums_that_hold_for_each_category_must_hold_in_total(manifest: Any) -> N
         manifest["categories"]["zh"]["tokens"][key] += 1
     with pytest.raises(RuntimeError, match="tokens in"):
         check_ledger(manifest)
+
+
+def test_dropped_tokens_of_the_categories_must_be_those_of_the_whole(manifest: Any) -> None:
+    manifest["tokens"]["dropped"] = {"truncated": 1}
+    manifest["tokens"]["in"] += 1
+    with pytest.raises(RuntimeError, match="tokens in"):
+        check_ledger(manifest)
+    manifest["categories"]["zh"]["tokens"]["in"] += 1
+    manifest["categories"]["zh"]["tokens"]["dropped"] = {"truncated": 1}
+    check_ledger(manifest)
+
+
+def test_counts_can_be_sent_and_added() -> None:
+    counts, total = RecordCounts(), RecordCounts()
+    counts.read.update({"a": 3, None: 1})
+    counts.kept.update({"a": 2})
+    counts.refused.update({("a", "empty_target"): 1, (None, "invalid_json"): 1})
+    for _ in range(2):
+        total.add([(c, w, n) for c, w, n in json.loads(json.dumps(counts.rows()))])
+    assert total.ledger() == {"read": 8, "kept": 4, "refused": {"empty_target": 2, "invalid_json": 2}}
+    total.refuse_kept("a", "near_duplicate", 3)
+    assert total.ledger("a") == {"read": 6, "kept": 1, "refused": {"empty_target": 2, "near_duplicate": 3}}
 
 
 def test_counts_close_with_lines_of_no_category() -> None:

@@ -16,7 +16,7 @@ texts_of_all_kinds = st.lists(st.text(alphabet=LETTERS, max_size=30), max_size=6
 
 
 @given(texts_of_all_kinds, st.integers(1, 6))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_equal_runs_and_only_they_have_equal_hashes(texts: list[str], num_units: int) -> None:
     units = units_of(texts, num_units - 1)
     names: dict[int, tuple[str | None, ...]] = {}
@@ -53,6 +53,7 @@ def test_long_texts_and_long_words_have_the_units_of_their_pieces() -> None:
     assert np.array_equal(together, alone)
 
 
-def test_mixing_loses_nothing() -> None:
-    values = np.arange(2**16, dtype=np.uint64)
-    assert len(np.unique(mixed(values) >> np.uint64(24))) == len(values)  # 40 bits: 2 pairs of 2**31 would be chance
+def test_mixing_is_that_of_splitmix64() -> None:
+    """The first numbers that its authors' program gives for the seeds 0 and 1234567."""
+    states = np.array([0, 1234567], dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    assert mixed(states).tolist() == [0xE220A8397B1DCDAF, 6457827717110365317]

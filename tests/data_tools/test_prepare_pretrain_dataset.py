@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,7 @@ from typing import Any
 import datasets
 import pytest
 
-from data_tools import prepare_pretrain_dataset
+from data_tools import bucket_writer, parts, prepare_pretrain_dataset
 from data_tools.bins import open_bins
 from data_tools.manifest import read_manifest
 from tests.data_tools.conftest import Documents, Prepare, make_documents, write_documents
@@ -77,8 +73,12 @@ def test_every_document_is_in_the_rows_once(
     assert written_sequences(directory) == cut(expected, max_length)
     manifest = read_manifest(directory)
     num_tokens = sum(len(ids) * count for (_, ids, _), count in expected.items())
-    assert manifest["tokens"] == {"in": num_tokens, "in_bins": num_tokens, "dropped": {}}
+    assert manifest["tokens"] == {"in": num_tokens, "in_bins": num_tokens, "dropped": {}, "repeated": 0}
     assert manifest["bytes"] == sum(len(document["target"].encode()) for document in documents)
+    assert manifest["characters"] == sum(len(document["target"]) for document in documents)
+    histogram = Counter(len(ids).bit_length() - 1 for (_, ids, _), count in expected.items() for _ in range(count))
+    found = [entry["length_histogram"] for entry in manifest["categories"].values()]
+    assert {i: sum(h[i] for h in found if i < len(h)) for i in histogram} == histogram
     assert manifest["loss_tokens"] == sum(
         sum(label != -100 for label in labels) * count for (_, _, labels), count in expected.items()
     )
@@ -92,7 +92,9 @@ def test_the_manifest_describes_the_buckets(prepare: Prepare, tiny_tokenizer_dir
     assert manifest["num_buckets"] == 4
     assert manifest["seed"] == 42
     assert manifest["files"] == {"read": 2, "skipped": {}}
-    assert manifest["records"] == {"read": 200, "kept": 200, "refused": {}}
+    assert manifest["records"] == {"read": 200, "kept": 200, "refused": {}, "placed": 200}
+    assert manifest["settings"]["max_length"] == 128
+    assert manifest["settings"]["text_field"] == "target"
     assert manifest["tokenizer_fingerprint"] == fingerprint(load_tokenizer(tiny_tokenizer_dir))
     assert manifest["category_names"] == list(manifest["categories"]) == ["en", "poetry", "zh"]
     for name, entry in manifest["categories"].items():
@@ -103,6 +105,7 @@ def test_the_manifest_describes_the_buckets(prepare: Prepare, tiny_tokenizer_dir
         num_rows += bucket["rows"]
         assert bucket["rows"] == len(loaded)
         assert bucket["tokens"] == sum(map(len, loaded["input_ids"]))
+        assert sum(bucket["fill_histogram"]) == bucket["rows"]
         assert bucket["loss_tokens"] == sum(label != -100 for labels in loaded["labels"] for label in labels)
         for key in ("documents", "tokens", "loss_tokens", "bytes"):
             assert bucket[key] == sum(entry[key] for entry in bucket["categories"].values())  # type: ignore[literal-required]
@@ -118,12 +121,13 @@ def test_same_bytes_for_any_names_order_and_split_of_the_input(
     write_documents(tmp_path / "y" / "a.jsonl", shuffled[120:])
     x, y = tmp_path / "x", tmp_path / "y"
     one = files_of(prepare("one"))
-    assert len(one) == 2 + 4 * 3
+    assert len(one) == 4 + 4 * 3
     assert files_of(prepare("again")) == one
     xy, yx = files_of(prepare("xy", data_input_dirs=f"{x},{y}")), files_of(prepare("yx", data_input_dirs=f"{y},{x}"))
     assert xy == yx
     differing = {name for name in one if one[name] != xy[name]}
-    assert differing == {"manifest.json"}  # which counts the files: 3 here, 2 there
+    assert differing == {"manifest.json", "inputs.json", "report.html"}  # which tell the files: 3 here, 2 there
+    assert read_manifest(tmp_path / "one")["documents_sha256"] == read_manifest(tmp_path / "xy")["documents_sha256"]
     other_seed = files_of(prepare("other_seed", seed=7))
     assert all(other_seed[name] != one[name] for name in one if name.endswith(".arrow"))
 
@@ -153,7 +157,7 @@ def test_bad_lines_are_listed_and_everything_else_is_kept(
     good = json.dumps({"target": "good", "category": "late"}).encode()
     bad = b'{"target": ""}\n\n' + good + b'\n{"target": "x", "category": "empty", "source": 1}\n' + good[:-9]
     (corpus_dir / "bad.jsonl").write_bytes(bad)
-    (corpus_dir / "more.jsonl.gz").touch()
+    (corpus_dir / "more.pdf").touch()
     directory = prepare()
     refused = [json.loads(line) for line in (directory / "refused.jsonl").read_text().splitlines()]
     assert [(line["line_number"], line["reason"], line["category"]) for line in refused] == [
@@ -165,11 +169,12 @@ def test_bad_lines_are_listed_and_everything_else_is_kept(
     assert [bad[line["byte_offset"] :].split(b"\n")[0] for line in refused] == [bad.split(b"\n")[i] for i in (0, 3, 4)]
     manifest = read_manifest(directory)
     reasons = {"empty_target": 1, "invalid_json": 1, "source_not_a_string": 1}
-    assert manifest["records"] == {"read": 204, "kept": 201, "refused": reasons}
-    assert manifest["files"]["skipped"] == {".gz": 1}
+    assert manifest["records"] == {"read": 204, "kept": 201, "refused": reasons, "placed": 201}
+    assert manifest["files"]["skipped"] == {".pdf": 1}
     assert manifest["category_names"] == ["default", "empty", "en", "late", "poetry", "zh"]
-    assert manifest["categories"]["empty"]["records"] == {"read": 1, "kept": 0, "refused": {"source_not_a_string": 1}}
-    assert manifest["categories"]["empty"]["tokens"] == {"in": 0, "in_bins": 0, "dropped": {}}
+    empty = manifest["categories"]["empty"]
+    assert empty["records"] == {"read": 1, "kept": 0, "refused": {"source_not_a_string": 1}, "placed": 0}
+    assert empty["tokens"] == {"in": 0, "in_bins": 0, "dropped": {}, "repeated": 0}
     printed = capsys.readouterr()
     assert "201" in printed.out
     assert "empty" in printed.out
@@ -200,16 +205,27 @@ def fails(capsys: pytest.CaptureFixture[str], tmp_path: Path, **flags: Any) -> s
         ({"max_length": 7}, "--max_length 7: a row holds at least 8 tokens"),
         ({"num_spliced_dataset_bins": 0}, "--num_spliced_dataset_bins 0: choose 1 to 100000"),
         ({"num_spliced_dataset_bins": 100001}, "--num_spliced_dataset_bins 100001: choose 1 to 100000"),
-        ({"seed": -1}, "--seed -1: a seed is not negative"),
+        ({"seed": -1}, "--seed -1: choose 0 or more"),
         ({"data_input_dirs": ","}, "--data_input_dirs names no directory"),
         ({"data_input_dirs": "CORPUS,absent"}, "--data_input_dirs absent: no such directory"),
-        ({"data_input_dirs": "TMP/empty"}, "no .jsonl file (no file at all)"),
-        ({"data_input_dirs": "TMP/packed"}, "no .jsonl file (only 1 .gz)"),
+        ({"data_input_dirs": "TMP/empty"}, "no input file (no file at all)"),
+        ({"data_input_dirs": "TMP/packed"}, "no input file (only 1 .rar)"),
+        ({"num_workers": 0}, "--num_workers 0: choose 1 or more"),
+        ({"max_document_bytes": 0}, "--max_document_bytes 0: choose 1 or more"),
+        ({"max_refused": "few"}, "--max_refused few: choose a count (100) or a share (0.01)"),
+        ({"max_refused": "-1"}, "--max_refused -1: choose a count"),
+        ({"max_refused": "nan"}, "--max_refused nan: choose a count"),
+        ({"min_characters": -1}, "--min_characters -1: "),
+        ({"backend": "fast"}, "invalid choice: 'fast'"),
+        ({"long_documents": "cut"}, "invalid choice: 'cut'"),
+        ({"mixture": "TMP/none.json"}, "--mixture TMP/none.json: No such file or directory"),
+        ({"decontaminate": "TMP/none"}, "--decontaminate TMP/none: no such file or directory"),
+        ({"text_field": "text"}, "(--text_field names the field that holds the text)"),
         (
             {"data_input_dirs": "TMP/bad"},
-            "no document (1 files, refused 2 invalid_json, the first at TMP/bad/x.jsonl:1)",
+            "no document is left: refused 2 invalid_json, the first at TMP/bad/x.jsonl:1",
         ),
-        ({"data_input_dirs": "TMP/blank"}, "no document (1 files, all empty)"),
+        ({"data_input_dirs": "TMP/blank"}, "no document is left: every file is empty"),
         ({"data_arrow_output_dir": "CORPUS/out"}, "this output directory lies in CORPUS"),
         ({"data_arrow_output_dir": "TMP"}, "this output directory would replace CORPUS"),
         ({"data_arrow_output_dir": "TOKENIZER"}, "this output directory would replace TOKENIZER"),
@@ -227,7 +243,7 @@ def test_each_fault_of_the_user_is_named_in_one_line(
     flags: dict[str, Any],
     message: str,
 ) -> None:
-    for name, content in {"packed/x.jsonl.gz": "x", "bad/x.jsonl": "no\njson\n", "blank/x.jsonl": "\n\n"}.items():
+    for name, content in {"packed/x.rar": "x", "bad/x.jsonl": "no\njson\n", "blank/x.jsonl": "\n\n"}.items():
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(content)
     (tmp_path / "empty").mkdir()
@@ -249,35 +265,6 @@ def test_overwrite_replaces_the_output(prepare: Prepare, tmp_path: Path) -> None
     assert not (directory / "part-00002").exists()
 
 
-def open_for_writing(pipe: Path) -> int:
-    """The descriptor of a named pipe, as soon as somebody reads from it."""
-    deadline = time.monotonic() + 100
-    while time.monotonic() < deadline:
-        try:
-            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:
-            time.sleep(0.05)
-    raise TimeoutError(f"nobody reads {pipe}")
-
-
-def test_interrupted_it_leaves_nothing_behind(tmp_path: Path, tiny_tokenizer_dir: Path) -> None:
-    """Ctrl-C while documents are read: the last file of the corpus is a pipe that stays silent."""
-    write_documents(tmp_path / "corpus" / "a.jsonl", make_documents(50))
-    os.mkfifo(tmp_path / "corpus" / "b.jsonl")
-    flags = {"data_input_dirs": "corpus", "tokenizer_dir": tiny_tokenizer_dir, "data_arrow_output_dir": "out"}
-    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
-    script = CHECKOUT / "data_tools" / "prepare_pretrain_dataset.py"
-    process = subprocess.Popen([sys.executable, script, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    pipe = open_for_writing(tmp_path / "corpus" / "b.jsonl")
-    assert list(tmp_path.glob(".out.*.partial/refused.jsonl"))
-    process.send_signal(signal.SIGINT)
-    os.close(pipe)  # the read ends only after the signal is there
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode == 130
-    assert errors.splitlines()[-1] == "error: interrupted; nothing half-written was left behind"
-    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
-
-
 def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
     code = (
         "import sys; from data_tools.prepare_pretrain_dataset import main\n"
@@ -290,7 +277,187 @@ def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
     assert "--num_spliced_dataset_bins" in result.stdout
 
 
-def test_a_scratch_file_of_its_own_directory_is_gone_at_the_end(prepare: Prepare, tmp_path: Path) -> None:
-    prepare(data_cache_dir=tmp_path / "scratch")
-    assert list((tmp_path / "scratch").iterdir()) == []
-    shutil.rmtree(tmp_path / "scratch")
+def test_more_refused_lines_than_allowed_stop_the_run(
+    prepare: Prepare, tmp_path: Path, corpus_dir: Path, tiny_tokenizer_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (corpus_dir / "bad.jsonl").write_text('{"target": ""}\n' * 8)
+    flags = {"data_input_dirs": corpus_dir, "tokenizer_dir": tiny_tokenizer_dir}
+    words = [str(word) for flag, value in flags.items() for word in (f"--{flag}", value)]
+    for limit, code in [("7", 2), ("8", 0), ("0.038", 2), ("0.039", 0), ("0", 2)]:
+        output = tmp_path / f"limit-{limit}"
+        words_of_output = ["--data_arrow_output_dir", str(output), "--max_refused", limit]
+        assert prepare_pretrain_dataset.main([*words, *words_of_output]) == code
+        assert output.exists() == (code == 0)
+        said = capsys.readouterr().err.splitlines()
+        if code:
+            assert (
+                f"refused 8 empty_target, the first at {corpus_dir}/bad.jsonl:1: more than --max_refused {limit} of 208 lines"
+                in said[-1]
+            )
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_same_bytes_for_any_number_of_workers(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    one = files_of(prepare("one", num_workers=1))
+    monkeypatch.setattr(parts, "PART_BYTES", 10_000)  # several parts, cut in the middle of files
+    monkeypatch.setattr(bucket_writer, "SHARD_TOKENS", 4_000)  # several tasks of buckets
+    several = files_of(prepare("several", num_workers=num_workers))
+    assert several.keys() == one.keys()
+    assert {name for name in one if one[name] != several[name]} <= {"inputs.json"}  # a digest over spans
+
+
+def test_a_bucket_larger_than_memory_is_written_shard_by_shard(
+    prepare: Prepare, tiny_tokenizer_dir: Path, documents: Documents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket_writer, "SHARD_TOKENS", 2_000)
+    directory = prepare(num_spliced_dataset_bins=1)
+    assert written_sequences(directory) == cut(expected_sequences(tiny_tokenizer_dir, documents), 128)
+    assert read_manifest(directory)["fill"] > 0.95
+
+
+@pytest.mark.parametrize("mode", ["truncate", "drop"])
+def test_long_documents_are_treated_as_asked_and_counted(
+    prepare: Prepare, tiny_tokenizer_dir: Path, documents: Documents, mode: str
+) -> None:
+    directory = prepare(long_documents=mode)
+    expected: Counter[tuple[Any, ...]] = Counter()
+    lost: Counter[str] = Counter()
+    for (category, ids, labels), count in expected_sequences(tiny_tokenizer_dir, documents).items():
+        if mode == "truncate" or len(ids) <= 128:
+            expected[category, ids[:128], labels[:128]] += count
+            lost[category] += count * max(0, len(ids) - 128)
+        else:
+            lost[category] += count * len(ids)
+    assert written_sequences(directory) == expected
+    manifest = read_manifest(directory)
+    reason = {"truncate": "truncated", "drop": "long_document"}[mode]
+    assert manifest["tokens"]["dropped"] == {reason: sum(lost.values())}
+    for name, entry in manifest["categories"].items():
+        assert entry["tokens"]["dropped"] == {reason: lost[name]}
+
+
+def test_a_mixture_is_told_before_and_kept(
+    prepare: Prepare, tmp_path: Path, tiny_tokenizer_dir: Path, documents: Documents, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mixture.yaml").write_text("en: {repeats: 2}\npoetry: {repeats: 0}\n")
+    directory = prepare(mixture=tmp_path / "mixture.yaml", max_length=16384)
+    expected = expected_sequences(tiny_tokenizer_dir, documents)
+    times = {"en": 2, "poetry": 0, "zh": 1}
+    wanted = Counter({key: times[key[0]] * count for key, count in expected.items() if times[key[0]]})
+    assert written_sequences(directory) == wanted
+    manifest = read_manifest(directory)
+    tokens = {name: sum(len(k[1]) * n for k, n in expected.items() if k[0] == name) for name in times}
+    assert manifest["tokens"]["repeated"] == tokens["en"]
+    assert manifest["tokens"]["dropped"] == {"mixture": tokens["poetry"]}
+    assert manifest["tokens"]["in"] == 2 * tokens["en"] + tokens["zh"] + tokens["poetry"]
+    assert "mixture, as planned" in capsys.readouterr().err
+
+
+def test_weights_are_the_shares_of_the_text(prepare: Prepare, tmp_path: Path) -> None:
+    weights = {"en": 1, "poetry": 2, "zh": 1}
+    mixture = {name: {"weight": weight, "repeats": 4} for name, weight in weights.items()}
+    (tmp_path / "mixture.json").write_text(json.dumps(mixture))
+    manifest = read_manifest(prepare(mixture=tmp_path / "mixture.json"))
+    for name, weight in weights.items():
+        share = manifest["categories"][name]["bytes"] / manifest["bytes"]
+        assert share == pytest.approx(weight / 4, rel=0.05)
+
+
+def test_an_unknown_category_of_the_mixture_is_named_before_anything_is_encoded(
+    tmp_path: Path, corpus_dir: Path, tiny_tokenizer_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mixture.json").write_text('{"fr": {"repeats": 2}}')
+    flags = {"data_input_dirs": corpus_dir, "tokenizer_dir": tiny_tokenizer_dir, "mixture": tmp_path / "mixture.json"}
+    assert "names 'fr', but the text has only en, poetry, zh" in fails(
+        capsys, tmp_path, **flags, data_arrow_output_dir=tmp_path / "out"
+    )
+
+
+def test_equal_and_similar_documents_are_left_out_and_listed(
+    prepare: Prepare, tmp_path: Path, documents: Documents
+) -> None:
+    text = " ".join(f"word{number}" for number in range(100))
+    again = [{"target": text, "category": name} for name in ("b", "a", "a")]
+    write_documents(tmp_path / "twice" / "x.jsonl", [*again, {"target": f"{text} end", "category": "a"}])
+    write_documents(tmp_path / "twice" / "y.jsonl", [{"target": "quite another text"}, *again[:1]])
+    flags = {"data_input_dirs": tmp_path / "twice", "max_length": 512, "num_spliced_dataset_bins": 1}
+    exact = prepare("exact", **flags, drop_exact_duplicates=True)
+    manifest = read_manifest(exact)
+    assert manifest["records"] == {"read": 6, "kept": 3, "refused": {"exact_duplicate": 3}, "placed": 3}
+    assert manifest["categories"]["a"]["records"]["kept"] == 2
+    refused = [json.loads(line) for line in (exact / "refused.jsonl").read_text().splitlines()]
+    assert [line["reason"] for line in refused] == ["exact_duplicate"] * 3
+    places = {(Path(line["file"]).name, line["line_number"], line["category"]) for line in refused}
+    assert ("x.jsonl", 1, "b") in places
+    assert ("y.jsonl", 2, "b") in places
+    assert len(places & {("x.jsonl", 2, "a"), ("x.jsonl", 3, "a")}) == 1
+    both = read_manifest(prepare("both", **flags, drop_exact_duplicates=True, near_duplicate_similarity=0.8))
+    assert both["records"]["refused"] == {"exact_duplicate": 3, "near_duplicate": 1}
+
+
+def test_contaminated_and_filtered_documents_are_left_out(prepare: Prepare, tmp_path: Path) -> None:
+    question = "which river runs through the middle of the old city and under how many bridges"
+    (tmp_path / "eval.json").write_text(json.dumps([{"question": question.upper() + "?"}]))
+    texts = [f"Before. {question}, they asked.", "short", "a text that is long enough and about something else"]
+    write_documents(tmp_path / "text" / "x.jsonl", [{"target": text} for text in texts])
+    flags = {"data_input_dirs": tmp_path / "text", "decontaminate": tmp_path / "eval.json", "min_characters": 10}
+    directory = prepare(**flags)
+    assert read_manifest(directory)["records"]["refused"] == {"contaminated": 1, "too_short": 1}
+    assert len(written_sequences(directory)) == 1
+
+
+def test_conversations_bear_loss_on_the_assistants_turns(
+    prepare: Prepare, tmp_path: Path, tiny_tokenizer_dir: Path
+) -> None:
+    chat_dir = tmp_path / "chat-tokenizer"
+    tokenizer = load_tokenizer(tiny_tokenizer_dir)
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}"
+        "{% if m.role == 'assistant' %}{{ eos_token }}{% else %}\n{% endif %}{% endfor %}"
+    )
+    tokenizer.save_pretrained(chat_dir)
+    messages = [{"role": "user", "content": "which river?"}, {"role": "assistant", "content": "the </s> one"}]
+    write_documents(tmp_path / "chat" / "x.jsonl", [{"messages": messages}])
+    words = ["--data_input_dirs", tmp_path / "chat", "--tokenizer_dir", chat_dir, "--max_length", "512"]
+    words += ["--data_arrow_output_dir", tmp_path / "out", "--num_spliced_dataset_bins", "1"]
+    assert prepare_pretrain_dataset.main([str(word) for word in words]) == 0
+    ((_, ids, labels),) = written_sequences(tmp_path / "out")
+    with_loss = [token for token, label in zip(ids, labels, strict=True) if label != -100]
+    assert [label for label in labels if label != -100] == with_loss
+    assert tokenizer.decode(with_loss) == "the </s> one</s>"
+    assert with_loss.count(tokenizer.eos_token_id) == 1
+    prompt = tokenizer.apply_chat_template(messages[:1], tokenize=False) + "assistant: "
+    num_prompt = labels.index(with_loss[0])
+    assert list(ids[:num_prompt]) == tokenizer(prompt, add_special_tokens=False)["input_ids"]
+
+
+def test_turns_spelt_in_text_bear_loss_on_the_assistants_words(prepare: Prepare, tmp_path: Path) -> None:
+    text = "<s>Human: which river?</s><s>Assistant: the long one</s>"
+    write_documents(tmp_path / "turns" / "x.jsonl", [{"text": text}])
+    flags = {"text_field": "text", "text_format": "human_assistant", "num_spliced_dataset_bins": 1}
+    ((_, ids, labels),) = written_sequences(prepare(data_input_dirs=tmp_path / "turns", **flags))
+    assert (ids.count(1), ids.count(2), ids[0], ids[-1]) == (2, 2, 1, 2)
+    assert labels[-1] == 2
+    assert [label for label in labels if label != -100] == list(ids[labels.index(next(l for l in labels if l > 0)) :])
+
+
+def test_many_formats_in_one_directory_make_the_bins_of_one(
+    prepare: Prepare, tmp_path: Path, documents: Documents
+) -> None:
+    import gzip
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    directory = tmp_path / "mixed"
+    write_documents(directory / "a.jsonl", documents[:50])
+    lines = "".join(json.dumps(document) + "\n" for document in documents[50:100]).encode()
+    (directory / "b.jsonl.gz").write_bytes(gzip.compress(lines))
+    (directory / "c.json").write_text(json.dumps(documents[100:150], indent=1))
+    pq.write_table(pa.Table.from_pylist(documents[150:]), directory / "d.parquet")
+    one, mixed = files_of(prepare("one")), files_of(prepare("mixed_bins", data_input_dirs=directory))
+    arrow = [name for name in one if name.endswith(".arrow")]
+    assert arrow
+    assert all(one[name] == mixed[name] for name in arrow)

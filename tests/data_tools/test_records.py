@@ -28,6 +28,7 @@ def control(token: str, has_loss: bool = False) -> Segment:
     [
         ({"target": "a"}, "", "default"),
         ({"target": "a", "source": None, "category": None}, "", "default"),
+        ({"target": "a", "source": "", "category": "zh"}, "", "zh"),
         ({"target": "a", "source": "s", "category": "", "extra": 1}, "s", "default"),
         ({"target": "a", "source": " ", "category": "zh"}, " ", "zh"),
     ],

@@ -1,4 +1,4 @@
-"""Rows of a bucket: ids, labels and lengths gathered from the spool, in an order of the seed."""
+"""Rows of a shard: ids, labels and lengths gathered from documents in memory, in an order of the seed."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_tools import rows
-from data_tools.spool import Documents
 
 
-def make_documents(lengths: list[int]) -> Documents:
+def make_shard(lengths: list[int], members: list[int], used: int = 10**9) -> rows.Shard:
     """Document d has the ids 1000 * d, 1000 * d + 1, ...; its first d tokens bear no loss; its category is d % 3."""
-    length = np.array(lengths, np.int64)
-    index = np.arange(len(lengths))
     tokens = np.concatenate([1000 * d + np.arange(n) for d, n in enumerate(lengths)]).astype(np.uint16)
-    return Documents(
-        tokens, np.cumsum(length) - length, length, np.minimum(index, length), index % 3, length, list("abc")
-    )
+    labels = np.concatenate([np.where(np.arange(n) < d, -100, 1000 * d + np.arange(n)) for d, n in enumerate(lengths)])
+    length = np.array(lengths, np.int64)
+    chosen = np.array(members)
+    first_token = (np.cumsum(length) - length)[chosen]
+    return rows.Shard(tokens, labels.astype(np.int32), first_token, chosen % 3, np.minimum(length[chosen], used))
 
 
 def split_rows(batches: list[rows.RowBatch]) -> list[tuple[list[int], list[int], list[int], list[int]]]:
@@ -36,12 +35,15 @@ def split_rows(batches: list[rows.RowBatch]) -> list[tuple[list[int], list[int],
     return found
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(8, 20), st.integers(1, 60))
-def test_rows_hold_the_members_whole_with_their_labels(lengths: list[int], max_length: int, batch_tokens: int) -> None:
-    documents = make_documents(lengths)
-    members = np.arange(0, len(lengths), 2)
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(8, 20), st.integers(1, 60), st.integers(1, 60)
+)
+def test_rows_hold_the_members_whole_with_their_labels(
+    lengths: list[int], max_length: int, batch_tokens: int, used: int
+) -> None:
+    members = list(range(0, len(lengths), 2))[::-1]
     with mock.patch.object(rows, "TOKENS_PER_BATCH", batch_tokens):
-        found = split_rows(list(rows.row_batches(documents, members, max_length, [0, 0])))
+        found = split_rows(list(rows.row_batches(make_shard(lengths, members, used), max_length, [0, 0])))
     seen = []
     for input_ids, labels, piece_lengths, categories in found:
         assert len(input_ids) == len(labels) == sum(piece_lengths) <= max_length
@@ -51,15 +53,12 @@ def test_rows_hold_the_members_whole_with_their_labels(lengths: list[int], max_l
             assert label == (token if position >= document else -100)
             assert category == document % 3
         seen += input_ids
-    assert sorted(seen) == [1000 * d + n for d in members.tolist() for n in range(lengths[d])]
+    assert sorted(seen) == sorted(1000 * d + n for d in members for n in range(min(lengths[d], used)))
 
 
 def test_the_seed_changes_the_order_of_rows_and_nothing_else() -> None:
-    documents = make_documents([9] * 40)
-    orders = [
-        split_rows(list(rows.row_batches(documents, np.arange(40), 9, seed)))
-        for seed in ([1, 0], [1, 0], [2, 0], [1, 1])
-    ]
+    shard = make_shard([9] * 40, list(range(40)))
+    orders = [split_rows(list(rows.row_batches(shard, 9, seed))) for seed in ([1, 0], [1, 0], [2, 0], [1, 1])]
     assert orders[0] == orders[1]
     assert orders[0] != orders[2]
     assert orders[0] != orders[3]

@@ -1,0 +1,109 @@
+"""Arrangement: every document where it belongs, and a ledger that closes whatever comes in."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_tools.arrange import Arrangement, LongDocuments, arrange
+from data_tools.documents import Documents
+from data_tools.mixture import Mixture, Wish
+
+
+def make_documents(items: list[tuple[int, int]], seed: int = 0) -> Documents:
+    """Documents of (category, tokens)."""
+    category, length = np.array(items, np.int64).reshape(-1, 2).T
+    hashes = np.random.default_rng(seed).integers(0, 2**64, len(items), np.uint64)
+    index = np.arange(len(items), dtype=np.int32)
+    return Documents([], list("abc"), index, index, hashes, category, length, length, length * 3, length)
+
+
+items_strategy = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 300)), min_size=1, max_size=60)
+wish = st.builds(Wish, st.none(), st.sampled_from([1e9, 400.0]), st.sampled_from([0.0, 0.5, 1.0, 2.5]))
+
+
+@given(items_strategy, st.lists(wish, min_size=3, max_size=3), st.integers(1, 9), st.data())
+def test_the_ledger_closes_for_anything(
+    items: list[tuple[int, int]], wishes: list[Wish], num_buckets: int, data: st.DataObject
+) -> None:
+    documents = make_documents(items)
+    kept = np.array(data.draw(st.lists(st.booleans(), min_size=len(items), max_size=len(items))))
+    mode: LongDocuments = data.draw(st.sampled_from(["split", "truncate", "drop"]))
+    mixture: Mixture = dict(zip("abc", wishes, strict=True))
+    found = arrange(documents, kept, num_buckets=num_buckets, max_length=100, long_documents=mode, mixture=mixture)
+    in_bins = np.bincount(documents.category[found.document], found.length, minlength=3).astype(int).tolist()
+    for index, flow in enumerate(found.flows):
+        assert flow.come_in == in_bins[index] + sum(flow.dropped.values())
+        assert flow.come_in - flow.repeated == sum(
+            length for (category, length), is_kept in zip(items, kept, strict=True) if is_kept and category == index
+        )
+    assert found.borders[0] == 0
+    assert found.borders[-1] == len(found.document) == len(found.length)
+    assert (np.diff(found.borders) >= 0).all()
+    assert kept[found.document].all()
+    lengths = documents.length[found.document]
+    if mode == "split":
+        assert (found.length == lengths).all()
+    elif mode == "truncate":
+        assert (found.length == np.minimum(lengths, 100)).all()
+    else:
+        assert (found.length == lengths).all() and (lengths <= 100).all()
+
+
+def place(items: list[tuple[int, int]], mode: LongDocuments, mixture: Mixture) -> tuple[Documents, Arrangement]:
+    documents = make_documents(items)
+    kept = np.ones(len(items), bool)
+    return documents, arrange(documents, kept, num_buckets=2, max_length=100, long_documents=mode, mixture=mixture)
+
+
+def test_each_reason_is_counted_for_its_category() -> None:
+    items = [(0, 100), (0, 101), (1, 250), (2, 30)]
+    assert [flow.dropped for flow in place(items, "truncate", {})[1].flows] == [
+        {"truncated": 1},
+        {"truncated": 150},
+        {},
+    ]
+    assert [flow.dropped for flow in place(items, "drop", {})[1].flows] == [
+        {"long_document": 101},
+        {"long_document": 250},
+        {},
+    ]
+    left_out = place(items, "split", {"c": Wish(repeats=0)})[1].flows
+    assert [(flow.come_in, flow.dropped) for flow in left_out] == [(201, {}), (250, {}), (30, {"mixture": 30})]
+    repeated = place(items, "split", {"c": Wish(repeats=3)})[1]
+    assert [(flow.come_in, flow.repeated) for flow in repeated.flows] == [(201, 0), (250, 0), (90, 60)]
+    assert Counter(repeated.document.tolist()) == {0: 1, 1: 1, 2: 1, 3: 3}
+    assert repeated.copies.tolist() == [1, 1, 3]
+
+
+@pytest.mark.parametrize("mixture", [{}, {"a": Wish(repeats=2.5)}])
+def test_the_same_documents_in_any_order_are_arranged_alike(mixture: Mixture) -> None:
+    draw = np.random.default_rng(3)
+    items = [(int(draw.integers(0, 3)), int(draw.integers(1, 200))) for _ in range(300)]
+    one, found = place(items, "split", mixture)
+    order = draw.permutation(300)
+    index = np.arange(300, dtype=np.int32)
+    columns = [getattr(one, name)[order] for name in ("hash", "category", "length", "loss_tokens", "text_bytes")]
+    other = Documents([], list("abc"), index, index, *columns, one.text_characters[order])
+    again = arrange(other, np.ones(300, bool), num_buckets=2, max_length=100, long_documents="split", mixture=mixture)
+    assert one.hash[found.document].tolist() == other.hash[again.document].tolist()
+    assert found.borders.tolist() == again.borders.tolist()
+
+
+def test_copies_of_a_document_go_to_different_buckets() -> None:
+    documents = make_documents([(0, 10)] * 4000)
+    found = arrange(
+        documents,
+        np.ones(4000, bool),
+        num_buckets=10,
+        max_length=100,
+        long_documents="split",
+        mixture={"a": Wish(repeats=2)},
+    )
+    bucket = np.repeat(np.arange(10), np.diff(found.borders))
+    by_document = bucket[np.argsort(found.document, kind="stable")].reshape(4000, 2)
+    assert (by_document[:, 0] != by_document[:, 1]).all()
