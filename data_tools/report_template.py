@@ -114,8 +114,8 @@ Ratios are over the text that bears loss, of whole documents.</p>
 {% endfor %}
 {% if num_unknown %}
 <tr><th scope="row" class="named">{{ swatch("none") }}records whose category cannot be read</th>
-<td>{{ num_unknown | count }}</td><td>{{ num_unknown | count }}</td><td>0</td>{% if is_mixed %}<td>0</td>{% endif %}
-
+<td>{{ num_unknown | count }}</td><td>{{ num_unknown | count }}</td><td>0</td>
+{% if is_mixed %}<td>0</td>{% endif %}
 <td class="group" colspan="20"></td></tr>
 {% endif %}
 </tbody>

@@ -174,7 +174,7 @@ TOKENIZERS: dict[str, Any] = {}
                 "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}",
                 "{% for m in messages %}{{ m.content.split('\n')[0] }}|{% endfor %}",
                 "{{ 'x' if 'Four' in messages[2].content }}{% for m in messages %}{{ m.content }}|{% endfor %}",
-                "{{ 'x' if 'Four' in messages[2].content else 'y' }}{% for m in messages %}{{ m.content }}|{% endfor %}",
+                "{{ 'x' if 'Four' in messages[2].content else 'y' }}{% for m in messages %}{{ m.content }}{% endfor %}",
                 "{% for m in messages %}{{ m.content }}|{% endfor %}{{ 'x' if 'Four' in messages[2].content }}",
             )
         ),
