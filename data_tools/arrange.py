@@ -1,6 +1,7 @@
-"""Which document goes where: all documents and the flags come in, what lies in which bucket and the ledger go out. Pure.
+"""Which document goes where: all documents and the flags come in, the content of each bucket and the ledger go out.
 
-Everything here depends on what documents hold (their hashes, lengths and categories), never on the order they came in.
+Pure. Everything here depends on what documents hold (their hashes, lengths and categories), never on their
+order.
 """
 
 from __future__ import annotations

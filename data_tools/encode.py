@@ -67,7 +67,7 @@ def reference_encoders(encoder: TextEncoder) -> Encoders:
 
 
 class _Pieces:
-    """The segments of many documents as three columns: where their ids come from, which ones, whether they bear loss."""
+    """The segments of many documents as columns: where their ids come from, which ones, whether they bear loss."""
 
     def __init__(self, encoders: Encoders) -> None:
         self._encoders = encoders

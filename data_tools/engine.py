@@ -34,7 +34,7 @@ from data_tools.workers import run_tasks
 from tokenizer_tools.outputs import whole_directory
 
 if TYPE_CHECKING:
-    from data_tools.prepare_pretrain_dataset import Config
+    from data_tools.prepare_config import PrepareConfig
 
 REPORT_NAME = "report.html"
 Task = TypeVar("Task")
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 class Engine:
     """One run over `parts`, which were cut from `files`; `skipped` counts files of other kinds by suffix."""
 
-    def __init__(self, config: Config, parts: list[Part], files: list[Path], skipped: Counter[str]) -> None:
+    def __init__(self, config: PrepareConfig, parts: list[Part], files: list[Path], skipped: Counter[str]) -> None:
         self._config = config
         self._parts = parts
         self._files = files
@@ -169,7 +169,7 @@ class Engine:
 
     def _check_refused(self, counts: RecordCounts, records: list[PartRecord], work: Work) -> None:
         first = next(refusals(records, work.cache_dir), None)
-        check_refused(self._config.max_refused, counts, first)
+        check_refused(self._config.max_refused, counts, first, self._config.read_options)
 
     def _write(
         self, work: Work, records: list[PartRecord], documents: Documents, arrangement: Arrangement

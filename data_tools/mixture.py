@@ -1,5 +1,5 @@
-"""How often each category is read: a file of weights, caps and repeats and the bytes of each category come in, a plan of
-copies goes out. Pure but for the reading of the file.
+"""How often each category is read: a file of weights, caps and repeats and the bytes of each category come in, how many
+copies are made goes out. Pure but for the reading of the file.
 
     {"zh": {"weight": 4}, "en": {"weight": 1, "max_bytes": 50000000, "repeats": 3}}
 

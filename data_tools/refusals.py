@@ -13,16 +13,17 @@ from typing import NamedTuple
 import numpy as np
 
 from data_tools.chunks import PLACE_COLUMNS, read_columns
+from data_tools.cleaning import REASONS
 from data_tools.counts import RecordCounts
 from data_tools.documents import Documents
 from data_tools.duplicates import Kept
+from data_tools.fields import ReadOptions
 from data_tools.intake import REFUSED_NAME, PartRecord
+from data_tools.reasons import way_out
 from data_tools.records import Refusal
 from tokenizer_tools.command import UserError
 
 logger = logging.getLogger(__name__)
-
-MISSING_FIELD = "missing_"
 
 
 class Numbered(NamedTuple):
@@ -94,29 +95,29 @@ def most_refused(flag: str | None, num_read: int) -> float:
     return number * num_read if is_share else number
 
 
-def check_refused(flag: str | None, counts: RecordCounts, first: Refusal | None) -> None:
+def check_refused(flag: str | None, counts: RecordCounts, first: Refusal | None, options: ReadOptions) -> None:
     """Raise UserError if more lines are refused than --max_refused allows, or if no document is left."""
+    said = _in_words(counts, first, options)
     ledger = counts.ledger()
     num_refused = sum(ledger["refused"].values())
     if not ledger["kept"]:
-        reason = _in_words(counts, first) or "every file is empty"
+        reason = said or "every file is empty"
         raise UserError(f'no document is left: {reason}; write one {{"target": "..."}} a line')
     if num_refused > most_refused(flag, ledger["read"]):
         raise UserError(
-            f"{_in_words(counts, first)}: more than --max_refused {flag} of {ledger['read']} lines; mend the text or "
-            "raise the limit"
+            f"{said}: more than --max_refused {flag} of {ledger['read']} lines; mend the text or raise the limit"
         )
     if num_refused:
-        logger.warning("warning: %s; all are listed in %s of the output", _in_words(counts, first), REFUSED_NAME)
+        logger.warning("warning: %s; all are listed in %s of the output", said, REFUSED_NAME)
 
 
-def _in_words(counts: RecordCounts, first: Refusal | None) -> str:
-    """ "refused 3 invalid_json, 1 empty_target, the first at a.jsonl:7", or nothing."""
+def _in_words(counts: RecordCounts, first: Refusal | None, options: ReadOptions) -> str:
+    """ "refused 3 invalid_json, 1 empty_target, the first at a.jsonl:7 (what it means)", or nothing."""
     refused = counts.ledger()["refused"]
     if not refused:
         return ""
     words = ", ".join(f"{count} {reason}" for reason, count in refused.items())
-    place = "" if first is None else f", the first at {first.file}:{first.line_number}"
-    is_missing = any(reason.startswith(MISSING_FIELD) for reason in refused)
-    hint = " (--text_field names the field that holds the text)" if is_missing else ""
-    return f"refused {words}{place}{hint}"
+    if first is None:
+        return f"refused {words}"
+    meaning = way_out(first.reason, options) or REASONS.get(first.reason)
+    return f"refused {words}, the first at {first.file}:{first.line_number}" + (f" ({meaning})" if meaning else "")

@@ -1,4 +1,4 @@
-"""What the text holds before anything is tokenised: parts come in, documents and bytes by category and a plan go out."""
+"""What the text holds, before anything is encoded: parts come in, documents and bytes by category and a plan go out."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from data_tools.parts import Part
 from data_tools.readers import read_span
 from data_tools.records import Record
 from data_tools.tools import Settings, tools_of
+from data_tools.visible import visible_name
 
 
 class CategoryPlan(TypedDict):
@@ -56,8 +57,8 @@ def plan_mixture(
 def print_plan(plan: Mapping[str, CategoryPlan]) -> None:
     """Print what the mixture makes of each category to stderr, so that it is seen before the work begins."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     total = sum(entry["planned_bytes"] for entry in plan.values())
     table = Table("category", title="mixture, as planned", title_justify="left")
@@ -65,7 +66,7 @@ def print_plan(plan: Mapping[str, CategoryPlan]) -> None:
         table.add_column(heading, justify="right")
     for name, entry in plan.items():
         table.add_row(
-            escape(name),
+            Text(visible_name(name)),
             f"{entry['documents']:,}",
             f"{entry['bytes']:,}",
             f"{entry['copies']:.2f} x",

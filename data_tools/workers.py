@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +16,7 @@ from tokenizer_tools.command import UserError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+RAY_TIMEOUT_SECONDS = 5
 TASKS_A_WORKER = 2  # waiting or running: none waits for its next task, and few results are held
 
 
@@ -43,6 +46,7 @@ def _in_processes(
 ) -> Iterator[tuple[int, Result]]:
     """Forked, so that the tokenizers that are loaded here need not be loaded again."""
     context = multiprocessing.get_context("fork")
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_ignore_interrupts)
     running: dict[Future[Result], int] = {}
     left = iter(enumerate(tasks))
@@ -56,12 +60,13 @@ def _in_processes(
                 yield running.pop(future), future.result()
     except BrokenProcessPool:
         raise UserError(
-            "a worker process was killed, most likely because memory ran out; run the same command again with a smaller "
-            "--num_workers, it goes on where it stopped"
+            "a worker process was killed, most likely because memory ran out; run the same command again with a "
+            "smaller --num_workers, it goes on where it stopped"
         ) from None
     finally:
-        for process in list((pool._processes or {}).values()) if running else []:
-            process.terminate()
+        if running:  # something went wrong: what is being done is not wanted any more
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -74,15 +79,9 @@ def _ignore_interrupts() -> None:
 def _on_ray(function: Callable[[Task], Result], tasks: Sequence[Task], address: str) -> Iterator[tuple[int, Result]]:
     """Tasks and results travel; the files they name have to lie on a file system that all nodes share."""
     import ray
+    from ray.exceptions import RayTaskError
 
-    if not ray.is_initialized():
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=True)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(
-                f"--ray_address {address}: no Ray cluster answers ({reason}); start one with `ray start --head`"
-            ) from None
+    _join_cluster(address)
     remote = ray.remote(function)
     num_slots = max(1, int(ray.cluster_resources().get("CPU", 1))) * TASKS_A_WORKER
     running: dict[object, int] = {}
@@ -95,6 +94,26 @@ def _on_ray(function: Callable[[Task], Result], tasks: Sequence[Task], address: 
                 break
             ready, _ = ray.wait(list(running), num_returns=1)
             yield running.pop(ready[0]), ray.get(ready[0])
+    except RayTaskError as error:
+        raise error.cause from None  # as the task raised it
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
+
+
+def _join_cluster(address: str) -> None:
+    """Raises UserError if no cluster answers; Ray itself would go on asking for minutes."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    try:
+        if ":" in address:
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), RAY_TIMEOUT_SECONDS).close()
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"--ray_address {address}: no Ray cluster answers ({reason}); start one with `ray start --head`"
+        ) from None

@@ -479,6 +479,7 @@ def config_classes(tree: Tree) -> Iterator[tuple[Source, ast.ClassDef]]:
 def flags_of_commands(tree: Tree) -> dict[str, set[str]]:
     """{"init_model": {"--seed", ...}, "train": ...}: the fields and aliases of the config of each @command."""
     by_class: dict[tuple[str, str], set[str]] = {}
+    inner: dict[tuple[str, str], set[str]] = {}
     for source, config in config_classes(tree):
         fields = [node for node in config.body if isinstance(node, ast.AnnAssign)]
         aliases = {
@@ -490,6 +491,9 @@ def flags_of_commands(tree: Tree) -> dict[str, set[str]]:
             if isinstance(item, ast.Constant) and isinstance(item.value, str)
         }
         by_class[source.path, config.name] = {f"--{dotted(field.target)}" for field in fields} | aliases
+        inner[source.path, config.name] = {dotted(field.annotation) for field in fields}
+    for place, names in inner.items():  # the flags of a config inside a config are flags of the command
+        by_class[place] |= set().union(*(found for (_, other), found in by_class.items() if other in names))
     flags: dict[str, set[str]] = {}
     for source, call in calls(tree):
         if dotted(call.func) == "command" and not source.is_test:

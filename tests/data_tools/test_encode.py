@@ -52,7 +52,10 @@ def documents_of(encoded: Encoded) -> list[tuple[list[int], list[int]]]:
     """(ids, labels) of each document."""
     borders = np.cumsum(encoded.lengths)[:-1]
     labels = labels_of(encoded)
-    return [(i.tolist(), n.tolist()) for i, n in zip(*(np.split(x, borders) for x in (encoded.tokens, labels)))]
+    return [
+        (i.tolist(), n.tolist())
+        for i, n in zip(np.split(encoded.tokens, borders), np.split(labels, borders), strict=True)
+    ]
 
 
 segments_strategy = st.lists(

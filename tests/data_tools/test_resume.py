@@ -51,11 +51,11 @@ def killed_at(moment: int, run: Run, directory: Path, **flags: Any) -> bool:
         left = [moment]
 
         def count(event: str, args: tuple[Any, ...]) -> None:
-            if event in ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod", "os.listdir"):
-                if str(args[0]).startswith(str(directory)):
-                    left[0] -= 1
-                    if left[0] == 0:
-                        os.kill(os.getpid(), signal.SIGKILL)
+            events = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod", "os.listdir")
+            if event in events and str(args[0]).startswith(str(directory)):
+                left[0] -= 1
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(count)
         os._exit(run(**flags))
