@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BATCH_TOKENS = 2**16
 COMPRESSION = "zstd"
 SMALL_COLUMNS = ("hash", "category", "length", "loss_tokens", "text_bytes", "text_characters")
+HIGH_BITS = "tokens_high"  # of ids beyond 16 bits, apart: nearly all are alike, and the rest compresses better alone
 PLACE_COLUMNS = ("span", "line_number", "byte_offset")
 
 
@@ -83,9 +84,11 @@ def _table(facts: Facts, encoded: Encoded, dtype: np.dtype) -> pa.RecordBatch:
         "span": plain_array(facts.span.astype(np.int32)),
         "line_number": plain_array(facts.line_number),
         "byte_offset": plain_array(facts.byte_offset),
-        "tokens": list_array(encoded.tokens.astype(dtype, copy=False), encoded.lengths),
+        "tokens": list_array(encoded.tokens.astype(np.uint16), encoded.lengths),
         "loss_spans": list_array(encoded.spans.astype(np.int32), 2 * encoded.num_spans),
     }
+    if dtype.itemsize > 2:
+        columns[HIGH_BITS] = list_array((encoded.tokens >> 16).astype(np.uint16), encoded.lengths)
     if facts.sketch.shape[1]:
         flat = plain_array(np.ascontiguousarray(facts.sketch).reshape(-1))
         columns["sketch"] = pa.FixedSizeListArray.from_arrays(flat, facts.sketch.shape[1])
@@ -121,19 +124,23 @@ def read_columns(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def read_documents(path: Path, batch_documents: np.ndarray, places: np.ndarray) -> Encoded:
-    """The documents at `places` (ascending, from 0) of a chunk, in this order."""
+    """The documents at `places` (ascending, from 0) of a chunk, in this order; `tokens` are uint16 or uint32."""
     import pyarrow as pa
 
     ends = np.cumsum(batch_documents)
     batch_of_place = np.searchsorted(ends, places, side="right")
     parts: list[tuple[np.ndarray, ...]] = []
     with pa.memory_map(str(path)) as source:
-        reader = _open(source, ("tokens", "loss_spans"))
+        reader = _open(source, ("tokens", "loss_spans", HIGH_BITS))
         batches, first = np.unique(batch_of_place, return_index=True)
         for batch, chosen in zip(batches.tolist(), np.split(places, first[1:]), strict=True):
             columns = reader.get_batch(batch)
             chosen = chosen - (ends[batch] - batch_documents[batch])
-            parts.append((*_chosen(columns["tokens"], chosen), *_chosen(columns["loss_spans"], chosen)))
+            tokens, lengths = _chosen(columns["tokens"], chosen)
+            if HIGH_BITS in columns.schema.names:
+                high, _ = _chosen(columns[HIGH_BITS], chosen)
+                tokens = tokens | (high.astype(np.uint32) << 16)
+            parts.append((tokens, lengths, *_chosen(columns["loss_spans"], chosen)))
     tokens, lengths, spans, num_borders = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Encoded(tokens, lengths, spans.astype(np.int64), num_borders // 2, np.ones(len(places), bool))
 
@@ -142,7 +149,7 @@ def _open(source: pa.NativeFile, names: tuple[str, ...]) -> Any:
     import pyarrow as pa
 
     schema = pa.ipc.open_file(source).schema
-    indices = [schema.get_field_index(name) for name in names]
+    indices = [schema.get_field_index(name) for name in names if name in schema.names]
     return pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=indices, use_threads=False))
 
 

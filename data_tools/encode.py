@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -129,6 +130,46 @@ class _Pieces:
 
 def encode_records(encoders: Encoders, records: ListLike[Record]) -> Encoded:
     """The records' documents, in order. An empty list gives no documents."""
+    is_plain = np.array([_is_plain(record) for record in records], bool)
+    if is_plain.all():
+        return _encode_plain(encoders, [record.segments[0].text for record in records])
+    plain = _encode_plain(encoders, [record.segments[0].text for record in compress(records, is_plain)])
+    others = _encode_segments(encoders, list(compress(records, ~is_plain)))
+    together = Encoded(*map(np.concatenate, zip(_columns(plain), _columns(others), strict=True)))
+    order = np.concatenate([np.flatnonzero(is_plain), np.flatnonzero(~is_plain)])
+    return chosen_documents(together, np.argsort(order))
+
+
+def _is_plain(record: Record) -> bool:
+    only = record.segments[0]
+    return len(record.segments) == 1 and not record.is_framed and only.has_loss and not only.is_control
+
+
+def _columns(encoded: Encoded) -> tuple[np.ndarray, ...]:
+    return encoded.tokens, encoded.lengths, encoded.spans, encoded.num_spans, encoded.has_text
+
+
+def _encode_plain(encoders: Encoders, texts: ListLike[str]) -> Encoded:
+    """BOS + text + EOS, all of which bears loss: nearly every document of a corpus, so it is done for all at once."""
+    ids = encoders.start(texts) if texts else laid_end_to_end([])
+    num_before, num_behind = len(encoders.prefix_ids), len(encoders.eos_ids)
+    lengths = num_before + ids.lengths + num_behind
+    ends = np.cumsum(lengths)
+    tokens = np.empty(int(lengths.sum()), np.uint32)
+    is_text = np.ones(len(tokens), bool)
+    for offset, token in enumerate(encoders.prefix_ids):
+        tokens[ends - lengths + offset] = token
+        is_text[ends - lengths + offset] = False
+    for offset, token in enumerate(encoders.eos_ids):
+        tokens[ends - num_behind + offset] = token
+        is_text[ends - num_behind + offset] = False
+    tokens[is_text] = ids.flat
+    spans = np.stack([np.zeros(len(lengths), np.int64), lengths], axis=1).reshape(-1)
+    num_spans = (lengths > 0).astype(np.int64)
+    return Encoded(tokens, lengths, spans[np.repeat(lengths > 0, 2)], num_spans, ids.lengths > 0)
+
+
+def _encode_segments(encoders: Encoders, records: ListLike[Record]) -> Encoded:
     pieces = _Pieces(encoders)
     for record in records:
         pieces.add(record)

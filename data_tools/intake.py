@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import NamedTuple, TypedDict, cast
 
 import numpy as np
 import xxhash
@@ -28,7 +28,6 @@ from data_tools.tools import Settings, Tools, tools_of
 from tokenizer_tools.command import UserError
 from tokenizer_tools.outputs import read_json, write_json
 
-Measured = tuple[int, int, int, tuple[int, Record]]  # content hash, bytes, characters; index of the span, the record
 CHUNK_BYTES = 2**23  # of text: what is in memory at a time
 CHECK_EVERY = 512  # one document of so many is also encoded by the reference
 RECORD_NAME = "record.json"
@@ -103,6 +102,17 @@ def finished_part(directory: Path) -> PartRecord | None:
     return record if (directory / REFUSED_NAME).is_file() else None
 
 
+class _Batch(NamedTuple):
+    """Records, and for each the index of its span."""
+
+    span_indices: list[int]
+    records: list[Record]
+
+    def at(self, places: list[int]) -> _Batch:
+        """The records at `places`, in this order."""
+        return _Batch([self.span_indices[place] for place in places], [self.records[place] for place in places])
+
+
 class _Intake:
     """Reads one part into `directory`; holds what lies between two chunks."""
 
@@ -118,17 +128,18 @@ class _Intake:
     def run(self, key: str, digests: list[str]) -> PartRecord:
         num_lines: list[int] = []
         with (self._directory / REFUSED_NAME).open("w", encoding="utf-8") as self._refused_file:
-            waiting: list[tuple[int, Record]] = []
+            waiting = _Batch([], [])
             size = 0
-            for index, item in self._read(num_lines):
+            for span_index, item in self._read(num_lines):
                 if isinstance(item, Refusal):
-                    self._refuse(index, item)
+                    self._refuse(span_index, item)
                     continue
-                waiting.append((index, item))
+                waiting.span_indices.append(span_index)
+                waiting.records.append(item)
                 size += sum(len(segment.text) for segment in item.segments)
                 if size >= CHUNK_BYTES:
                     self._encode(waiting)
-                    waiting, size = [], 0
+                    waiting, size = _Batch([], []), 0
             self._encode(waiting)
         return {
             "key": key,
@@ -153,55 +164,59 @@ class _Intake:
         self._counts.refused[refusal.category, refusal.reason] += 1
         self._refused_file.write(json.dumps([span_index, *refusal], ensure_ascii=False) + "\n")
 
-    def _refuse_record(self, item: tuple[int, Record], reason: str) -> None:
-        span_index, record = item
-        place = (record.file, record.line_number, record.byte_offset)
-        self._refuse(span_index, Refusal(*place, reason, record.category))
+    def _without(self, batch: _Batch, reasons: Sequence[str | None]) -> _Batch:
+        """Refuse the records that have a reason; the others."""
+        if not any(reasons):
+            return batch
+        for span_index, record, reason in zip(batch.span_indices, batch.records, reasons, strict=True):
+            if reason is not None:
+                place = (record.file, record.line_number, record.byte_offset)
+                self._refuse(span_index, Refusal(*place, reason, record.category))
+        return batch.at([place for place, reason in enumerate(reasons) if reason is None])
 
-    def _encode(self, items: list[tuple[int, Record]]) -> None:
-        """Clean, sort, encode and write one chunk."""
-        faults = self._tools.cleaner.faults([_text_of(record) for _, record in items])
-        for item, fault in zip(items, faults, strict=True):
-            if fault is not None:
-                self._refuse_record(item, fault)
-        measured = [(*measure(item[1]), item) for item, fault in zip(items, faults, strict=True) if fault is None]
-        measured.sort(key=lambda found: (found[0], found[3][1].category))
-        encoded = encode_records(self._tools.encoders(self._job.backend), [item[1] for *_, item in measured])
+    def _encode(self, batch: _Batch) -> None:
+        """Clean, sort by content, encode and write one chunk."""
+        batch = self._without(batch, self._tools.cleaner.faults([_text_of(record) for record in batch.records]))
+        hashes = np.array([content_hash(record) for record in batch.records], np.uint64)
+        ranks = {name: rank for rank, name in enumerate(sorted({record.category for record in batch.records}))}
+        order = np.lexsort((np.array([ranks[record.category] for record in batch.records], np.int64), hashes))
+        batch, hashes = batch.at(order.tolist()), hashes[order]
+        encoded = encode_records(self._tools.encoders(self._job.backend), batch.records)
         if not encoded.has_text.all():
-            for place in np.flatnonzero(~encoded.has_text).tolist():
-                self._refuse_record(measured[place][3], "target_without_tokens")
             kept = np.flatnonzero(encoded.has_text)
-            measured = [measured[place] for place in kept.tolist()]
-            encoded = chosen_documents(encoded, kept)
-        if measured:
-            facts = self._facts(measured)
-            self._check(facts.hash, [item for *_, item in measured], encoded)
-            self._write(facts, encoded)
+            reasons = [None if has_text else "target_without_tokens" for has_text in encoded.has_text.tolist()]
+            batch, hashes, encoded = self._without(batch, reasons), hashes[kept], chosen_documents(encoded, kept)
+        if batch.records:
+            self._check(batch, hashes, encoded)
+            self._write(self._facts(batch, hashes), encoded)
 
-    def _facts(self, measured: list[Measured]) -> Facts:
-        hashes, num_bytes, num_characters, items = zip(*measured, strict=True)
-        spans, records = zip(*items, strict=True)
+    def _facts(self, batch: _Batch, hashes: np.ndarray) -> Facts:
+        records = batch.records
         names = [record.category for record in records]
         self._counts.kept.update(names)
         for name in dict.fromkeys(names):
             self._categories.setdefault(name, len(self._categories))
+        texts = [loss_text(record) for record in records]
         return Facts(
-            hash=np.array(hashes, np.uint64),
+            hash=hashes,
             category=np.array([self._categories[name] for name in names], np.int32),
-            text_bytes=np.array(num_bytes, np.int64),
-            text_characters=np.array(num_characters, np.int64),
-            span=np.array(spans, np.int32),
+            text_bytes=np.array([len(text.encode()) for text in texts], np.int64),
+            text_characters=np.array([len(text) for text in texts], np.int64),
+            span=np.array(batch.span_indices, np.int32),
             line_number=np.array([record.line_number for record in records], np.int64),
             byte_offset=np.array([_or_none(record.byte_offset) for record in records], np.int64),
             sketch=self._tools.cleaner.sketches([_text_of(record) for record in records]),
         )
 
-    def _check(self, hashes: np.ndarray, items: list[tuple[int, Record]], encoded: Encoded) -> None:
+    def _check(self, batch: _Batch, hashes: np.ndarray, encoded: Encoded) -> None:
         """Hold a few documents against the reference, chosen by what they hold."""
-        chosen = np.flatnonzero(hashes % np.uint64(CHECK_EVERY) == 0)
-        reference = encode_records(self._tools.reference, [items[place][1] for place in chosen.tolist()])
-        if not np.array_equal(reference.tokens, chosen_documents(encoded, chosen).tokens):
-            raise BackendDiffersError(f"{self._job.backend} in {items[chosen[0]][1].file}")
+        for place in np.flatnonzero(hashes % np.uint64(CHECK_EVERY) == 0).tolist():
+            record = batch.records[place]
+            reference = encode_records(self._tools.reference, [record])
+            if not np.array_equal(reference.tokens, chosen_documents(encoded, np.array([place])).tokens):
+                raise BackendDiffersError(
+                    f"{self._job.backend} gives other ids than the tokenizer does for a document of {record.file}"
+                )
 
     def _write(self, facts: Facts, encoded: Encoded) -> None:
         name = f"chunk-{len(self._chunks):05d}.arrow"
@@ -223,19 +238,19 @@ def _text_of(record: Record) -> str:
     return "\n".join(segment.text for segment in record.segments if not segment.is_control)
 
 
-def measure(record: Record) -> tuple[int, int, int]:
-    """(content hash, UTF-8 bytes, characters) of a record; the latter two of the text that bears loss.
+def loss_text(record: Record) -> str:
+    """The text that bears loss."""
+    if len(record.segments) == 1:
+        return record.segments[0].text
+    return "".join(segment.text for segment in record.segments if segment.has_loss and not segment.is_control)
 
-    The hash has 64 bits. Clean text holds no NUL, so segments joined by it cannot be taken for another record's.
-    """
+
+def content_hash(record: Record) -> int:
+    """64 bits over what a record holds. Clean text has no NUL: segments joined by it are no other record's."""
     if len(record.segments) == 1 and not record.is_framed:
-        data = record.segments[0].text.encode()
-        return xxhash.xxh3_64_intdigest(data), len(data), len(record.segments[0].text)
-    lossy = "".join(segment.text for segment in record.segments if segment.has_loss and not segment.is_control)
-    data = "".join(
-        f"\0{segment.has_loss:d}{segment.is_control:d}{segment.text}" for segment in record.segments
-    ).encode()
-    return xxhash.xxh3_64_intdigest(data), len(lossy.encode()), len(lossy)
+        return xxhash.xxh3_64_intdigest(record.segments[0].text.encode())
+    segments = (f"\0{segment.has_loss:d}{segment.is_control:d}{segment.text}" for segment in record.segments)
+    return xxhash.xxh3_64_intdigest("".join(segments).encode())
 
 
 def _or_none(byte_offset: int | None) -> int:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TypedDict
 
-from data_tools.intake import measure
+from data_tools.intake import loss_text
 from data_tools.mixture import Mixture, check_names, copies_of
 from data_tools.parts import Part
 from data_tools.readers import read_span
@@ -33,7 +33,7 @@ def survey_part(task: tuple[Part, Settings]) -> tuple[Counter[str], Counter[str]
         for item in read_span(span, tools_of(settings).read_options):
             if isinstance(item, Record):
                 documents[item.category] += 1
-                num_bytes[item.category] += measure(item)[1]
+                num_bytes[item.category] += len(loss_text(item).encode())
     return documents, num_bytes
 
 

@@ -7,7 +7,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools import chunks
@@ -50,6 +50,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("chunks")
 
 
+@settings(deadline=None)  # the first example imports pyarrow
 @given(documents_strategy, st.integers(1, 200), st.data())
 def test_any_choice_of_documents_is_read_back(
     directory: Path, drawn: list[tuple[int, list[int]]], batch_tokens: int, data: st.DataObject

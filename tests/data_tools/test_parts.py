@@ -7,7 +7,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools import parts
@@ -21,6 +21,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("parts")
 
 
+@settings(deadline=None)  # it writes files
 @given(st.lists(st.tuples(st.sampled_from(["jsonl", "csv"]), st.integers(0, 100)), max_size=12), st.integers(1, 60))
 def test_parts_are_all_files_in_order_and_of_like_size(
     directory: Path, drawn: list[tuple[str, int]], part_bytes: int
