@@ -37,7 +37,8 @@ from pathlib import Path
 from data_tools.backends import make_backend
 from tokenizer_tools.tokenizer import TextEncoder, load_tokenizer
 directory = Path(sys.argv[2])
-texts = [orjson.loads(line)["target"] for file in sorted(glob.glob(sys.argv[1] + "/*.jsonl")) for line in open(file, "rb")]
+files = sorted(glob.glob(sys.argv[1] + "/*.jsonl"))
+texts = [orjson.loads(line)["target"] for file in files for line in open(file, "rb")]
 encode = make_backend("gigatoken", TextEncoder(load_tokenizer(directory)), directory, False)
 encode(["warm"])
 before = resource.getrusage(resource.RUSAGE_SELF)

@@ -26,6 +26,7 @@ from data_tools.input_files import INPUT_SUFFIXES, Span, find_files, format_of
 from data_tools.readers import read_span
 from data_tools.records import Record
 from tokenizer_tools.command import UserError, command
+from tokenizer_tools.freed_memory import keep_freed_memory
 from tokenizer_tools.tokenizer import TextEncoder, load_tokenizer
 
 if TYPE_CHECKING:
@@ -119,10 +120,10 @@ def compare(config: EvaluateConfig, baseline_dir: Path, records: list[Record], b
 
 def load(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The model, where it will run, and its tokenizer. Raises UserError if the model lacks rows for the tokenizer."""
-    from colossal_llama.host import inference_device, keep_freed_memory
+    from colossal_llama.host import FREED_AHEAD_BYTES, inference_device
     from colossal_llama.model import load_model
 
-    keep_freed_memory()
+    keep_freed_memory(FREED_AHEAD_BYTES)
     tokenizer = load_tokenizer(directory)
     model = load_model(directory, "auto", "sdpa", use_grad_checkpoint=False)
     num_rows = model.get_input_embeddings().weight.shape[0]

@@ -10,7 +10,6 @@ no more), --sp_mode ring_attn in config.py (it calls flash-attn's CUDA backward,
 
 from __future__ import annotations
 
-import ctypes
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -21,8 +20,9 @@ import torch.distributed as dist
 from colossal_llama import host_kernels
 from colossal_llama.upstream import require_line, require_version
 from tokenizer_tools.command import UserError
+from tokenizer_tools.freed_memory import keep_freed_memory
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
+FREED_AHEAD_BYTES = 2**28
 
 _installed = False
 
@@ -51,21 +51,9 @@ def install_if_needed() -> bool:
         require_version()
         for patch in PATCHES:
             patch()
-        keep_freed_memory()
+        keep_freed_memory(FREED_AHEAD_BYTES)
         _installed = True
     return True
-
-
-def keep_freed_memory() -> None:
-    """Let freed tensors stay with the process (glibc): by default each large one is given back and faulted in again.
-
-    Not a patch of colossalai. Measured with a vocabulary of 36,000 pieces: 1.7 times the tokens per second.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(_M_TOP_PAD, 2**28)
 
 
 class HostDevice(str):

@@ -6,6 +6,7 @@ the part is made of, so a finished part is found again by what it holds, and nev
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import tempfile
@@ -72,6 +73,14 @@ def encode_part(task: tuple[Part, Job]) -> tuple[PartRecord, bool]:
     Raises BackendDiffersError if the fast library and the reference give different ids for a document of this part.
     """
     part, job = task
+    gc.disable()  # records are many and hold no cycles: looking for some costs a sixth of the time
+    try:
+        return _encode_part(part, job)
+    finally:
+        gc.enable()
+
+
+def _encode_part(part: Part, job: Job) -> tuple[PartRecord, bool]:
     digests = [digest_of(span) for span in part.spans]
     key = key_of(part, digests, job.key)
     directory = job.cache_dir / key

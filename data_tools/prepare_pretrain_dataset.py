@@ -21,10 +21,13 @@ from data_tools.manifest import MANIFEST_NAME, read_manifest
 from data_tools.parts import plan_parts
 from data_tools.prepare_config import PrepareConfig, check
 from tokenizer_tools.command import UserError, command
+from tokenizer_tools.freed_memory import keep_freed_memory
 from tokenizer_tools.outputs import refuse_existing
 
 if TYPE_CHECKING:
     from data_tools.engine import Engine
+
+FREED_AHEAD_BYTES = 2**26
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +36,7 @@ logger = logging.getLogger(__name__)
 def main(config: PrepareConfig) -> None:
     """Prepare a dataset."""
     check(config)
-    _spare_imports()
+    _settle_process()
     from data_tools.engine import Engine  # it loads libraries that --help must not wait for
     from data_tools.report import print_report
 
@@ -48,8 +51,9 @@ def main(config: PrepareConfig) -> None:
     print_report(engine.run(), time.monotonic() - started)
 
 
-def _spare_imports() -> None:
+def _settle_process() -> None:
     """transformers would import torch, two seconds, for the tokenizer alone; its threads would not survive a fork."""
+    keep_freed_memory(FREED_AHEAD_BYTES)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if "transformers" not in sys.modules and "torch" not in sys.modules:
         os.environ.setdefault("USE_TORCH", "0")

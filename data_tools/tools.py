@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.backends import REFERENCE, BackendName, lazy_backend
+from data_tools.backends import REFERENCE, BackendName, proved_backend
 from data_tools.chat import ChatTemplate
 from data_tools.chunks import smallest_dtype
 from data_tools.cleaning import Cleaner, CleaningConfig
@@ -61,7 +61,7 @@ class Tools:
         """The encoders that go through one library; it is loaded with the first text."""
         if backend not in self._encoders:
             directory = self._settings.tokenizer_dir
-            start, inside = (lazy_backend(backend, self.text_encoder, directory, inside) for inside in (False, True))
+            start, inside = (proved_backend(backend, self.text_encoder, directory, inside) for inside in (False, True))
             self._encoders[backend] = encoders_of(self.text_encoder, start, inside)
         return self._encoders[backend]
 

@@ -27,7 +27,7 @@ TORCH_ROOMS = tuple(
     f"tokenizer_tools/{room}.py"
     for room in ("init_model", "grow_model", "growth", "initialisers", "shards", "weight_files")
 )
-DATA_TOOLS_READS = ("command", "outputs", "spelling", "tokenizer")
+DATA_TOOLS_READS = ("command", "outputs", "spelling", "tokenizer", "freed_memory")
 DEVICE_ROOMS = ("colossal_llama/host.py", "colossal_llama/plugins.py")
 LAYERS = {
     "facts": ("config", "cluster", "host", "host_kernels", "mends", "upstream", "progress", "batch", "loss"),

@@ -282,7 +282,7 @@ def test_a_library_that_turns_out_to_differ_is_dropped_for_all_text(
 
     tools_of.cache_clear()
     caplog.set_level(logging.INFO)
-    with mock.patch.object(prepare_pretrain_dataset, "_spare_imports"):
+    with mock.patch.object(prepare_pretrain_dataset, "_settle_process"):
         assert run() == 0
     said = messages(caplog)
     tools_of.cache_clear()
