@@ -17,6 +17,7 @@ check: .venv/installed ## ruff, mypy and the house rules
 	python -m pytest -q tests/test_house.py
 
 bench: .venv/installed ## ratios measured side by side
+	python benchmarks/data_engine.py --directory runs/bench
 	python benchmarks/step_overhead.py
 
 .venv/installed: pyproject.toml constraints.txt scripts/make_venv.sh

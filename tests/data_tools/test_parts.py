@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from data_tools import parts
 from data_tools.fields import ReadOptions
 from data_tools.input_files import Span
-from data_tools.parts import digest_of, key_of, plan_parts
+from data_tools.parts import digest_of, file_digest, key_of, plan_parts
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +39,27 @@ def test_parts_are_all_files_in_order_and_of_like_size(
         assert len(own) == 1 or suffix == "jsonl"
     assert [span.path for span in spans] == sorted((s.path for s in spans), key=[str(p) for p in paths].index)
     assert all(part.num_bytes >= part_bytes for part in found[:-1])
+    assert all(parts.Part(part.spans[:-1]).num_bytes < part_bytes for part in found)
 
 
-def test_the_digest_of_a_span_is_over_its_lines(directory: Path) -> None:
+def test_lines_of_a_txt_file_are_cut_only_where_a_line_is_a_document(directory: Path) -> None:
+    path = directory / "long.txt"
+    path.write_bytes(b"line\n" * 20)
+    with mock.patch.object(parts, "PART_BYTES", 40):
+        assert len(plan_parts([path], ReadOptions(txt_documents="line"))) == 3
+        assert len(plan_parts([path], ReadOptions(txt_documents="file"))) == 1
+
+
+@pytest.mark.parametrize("block_bytes", [1, 3, 2**20])
+def test_the_digest_of_a_span_is_over_its_lines(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    monkeypatch.setattr(parts, "HASH_CHUNK_BYTES", block_bytes)
     path = directory / "lines.jsonl"
     path.write_bytes(b"one\ntwo\nthree\nfour")
     assert digest_of(Span(str(path), 0, 5)) == hashlib.sha256(b"one\ntwo\n").hexdigest()
     assert digest_of(Span(str(path), 5, 18)) == hashlib.sha256(b"wo\nthree\nfour").hexdigest()
+    assert file_digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_a_key_changes_with_names_bytes_and_settings() -> None:

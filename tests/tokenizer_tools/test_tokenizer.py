@@ -87,3 +87,29 @@ def test_fingerprint_tells_vocabularies_and_segmentations_apart(
     change_settings(other, add_prefix_space=False)
     assert load_tokenizer(other).get_vocab() == load_tokenizer(tiny_tokenizer_dir).get_vocab()
     assert fingerprint(load_tokenizer(other)) != tiny
+
+
+@pytest.mark.parametrize("fixture", ["base_tokenizer_dir", "tiny_tokenizer_dir", "byte_level_tokenizer_dir"])
+@pytest.mark.parametrize("names_its_class", [True, False])
+def test_what_is_loaded_is_what_auto_tokenizer_loads(
+    request: pytest.FixtureRequest, tmp_path: Path, fixture: str, names_its_class: bool
+) -> None:
+    from transformers import AutoTokenizer
+
+    directory = shutil.copytree(request.getfixturevalue(fixture), tmp_path / "tokenizer")
+    if not names_its_class:  # then the model's config tells
+        change_settings(directory, tokenizer_class=None)
+        (directory / "config.json").write_text('{"model_type": "llama"}')
+    loaded, auto = load_tokenizer(directory), AutoTokenizer.from_pretrained(directory)
+    assert type(loaded) is type(auto)
+    assert loaded.backend_tokenizer.to_str() == auto.backend_tokenizer.to_str()
+    assert loaded.init_kwargs == auto.init_kwargs
+
+
+def test_whether_text_behind_a_control_token_begins_anew(byte_level_tokenizer_dir: Path, directory: Path) -> None:
+    tokenizer = load_tokenizer(directory)
+    encoder = TextEncoder(tokenizer)
+    behind = tokenizer.encode("</s>猜谜", add_special_tokens=False)[1:]
+    assert behind == encoder.encode_batch(["猜谜"], continuation=encoder.continues_after_control)[0]
+    assert encoder.encode_batch(["猜谜"])[0] != encoder.encode_batch(["猜谜"], continuation=True)[0]
+    assert TextEncoder(load_tokenizer(byte_level_tokenizer_dir)).control_ids.keys() >= {"<|begin_of_text|>"}
