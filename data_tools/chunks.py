@@ -102,6 +102,12 @@ def plain_array(values: np.ndarray) -> pa.Array:
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
 
 
+def plain_values(array: pa.Array) -> np.ndarray:
+    """The values of an Arrow array of numbers without nulls. Its own `to_numpy` would import pandas, too."""
+    dtype = np.dtype(str(array.type))
+    return np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * dtype.itemsize)
+
+
 def list_array(values: np.ndarray, lengths: np.ndarray) -> pa.ListArray:
     """A list column: `lengths` [rows] of the values each."""
     import pyarrow as pa
@@ -118,7 +124,7 @@ def read_columns(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         table = _open(source, names).read_all()
     columns = {name: table[name].combine_chunks() for name in names}
     return {
-        name: column.flatten().to_numpy().reshape(len(column), -1) if name == "sketch" else column.to_numpy()
+        name: plain_values(column.flatten()).reshape(len(column), -1) if name == "sketch" else plain_values(column)
         for name, column in columns.items()
     }
 
@@ -155,6 +161,6 @@ def _open(source: pa.NativeFile, names: tuple[str, ...]) -> Any:
 
 def _chosen(column: pa.ListArray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(values end to end, number of values of each) of some lists."""
-    offsets = column.offsets.to_numpy().astype(np.int64)
+    offsets = plain_values(column.offsets).astype(np.int64)
     lengths = offsets[places + 1] - offsets[places]
-    return gathered(column.values.to_numpy(), offsets[places], lengths), lengths
+    return gathered(plain_values(column.values), offsets[places], lengths), lengths

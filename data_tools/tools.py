@@ -17,7 +17,7 @@ from data_tools.cleaning import Cleaner, CleaningConfig
 from data_tools.encode import Encoders, encoders_of
 from data_tools.fields import ReadOptions
 from tokenizer_tools.command import UserError
-from tokenizer_tools.tokenizer import TextEncoder, fingerprint, load_tokenizer
+from tokenizer_tools.tokenizer import TextEncoder, fingerprint_of, load_tokenizer
 
 FROM_TOKENIZER = ("chat", "bos_token", "eos_token")
 VERSION = 1  # of what lies in the cache
@@ -71,14 +71,18 @@ class Tools:
         return self.encoders(REFERENCE)
 
     @cached_property
+    def _vocabulary(self) -> dict[str, int]:
+        return self.tokenizer.get_vocab()
+
+    @cached_property
     def dtype(self) -> np.dtype:
         """The smallest integer that holds every id."""
-        return smallest_dtype(max(self.tokenizer.get_vocab().values()) + 1)
+        return smallest_dtype(max(self._vocabulary.values()) + 1)
 
     @cached_property
     def fingerprint(self) -> str:
         """The tokenizer's fingerprint."""
-        return fingerprint(self.tokenizer, self.text_encoder)
+        return fingerprint_of(self._vocabulary, self.text_encoder)
 
     def meaning(self) -> dict[str, object]:
         """Everything that decides what a document becomes, by the names users know it by."""

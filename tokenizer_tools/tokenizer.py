@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,13 +92,15 @@ def special_inside(tokenizer: PreTrainedTokenizerFast, special: Collection[str],
     return found[0] if found else None
 
 
-def fingerprint(tokenizer: PreTrainedTokenizerFast, encoder: TextEncoder | None = None) -> str:
-    """sha256 over every piece with its id and over the ids of PROBE_TEXT: equal if and only if ids mean the same.
+def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """sha256 over every piece with its id and over the ids of PROBE_TEXT: equal if and only if ids mean the same."""
+    return fingerprint_of(tokenizer.get_vocab(), TextEncoder(tokenizer))
 
-    Give the tokenizer's `encoder` where there is one: making it takes a while.
-    """
-    pieces = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    probe = (encoder or TextEncoder(tokenizer)).encode_batch([PROBE_TEXT])[0]
+
+def fingerprint_of(vocabulary: Mapping[str, int], encoder: TextEncoder) -> str:
+    """The same, of a tokenizer whose vocabulary and encoder are at hand: making them takes a while."""
+    pieces = sorted(vocabulary.items(), key=lambda item: item[1])
+    probe = encoder.encode_batch([PROBE_TEXT])[0]
     return hashlib.sha256(json.dumps([pieces, probe], ensure_ascii=False).encode()).hexdigest()
 
 
@@ -129,8 +131,10 @@ class TextEncoder:
 
     def layout(self, continuation: bool = False) -> str:
         """The tokenizer.json, as transformers has loaded it, with which a text or its `continuation` is encoded."""
-        if not continuation:
-            return self._layout
+        return self._layout_inside if continuation else self._layout
+
+    @cached_property
+    def _layout_inside(self) -> str:
         return orjson.dumps(_without_leading_blank(orjson.loads(self._layout))).decode()
 
     @cached_property

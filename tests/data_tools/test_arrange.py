@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -107,3 +108,27 @@ def test_copies_of_a_document_go_to_different_buckets() -> None:
     bucket = np.repeat(np.arange(10), np.diff(found.borders))
     by_document = bucket[np.argsort(found.document, kind="stable")].reshape(4000, 2)
     assert (by_document[:, 0] != by_document[:, 1]).all()
+
+
+def test_buckets_are_balanced_in_what_is_used_of_a_document() -> None:
+    """One document is cut from 9,000 tokens to 100, and weighs no more than the others then."""
+    _, found = place([(0, 9_000), (0, 100), (0, 100), (0, 100)], "truncate", {})
+    assert np.diff(found.borders).tolist() == [2, 2]
+
+
+def test_buckets_are_balanced_in_tokens_that_bear_loss() -> None:
+    documents = dataclasses.replace(make_documents([(0, 100)] * 4), loss_tokens=np.array([90, 30, 30, 30]))
+    kept = np.ones(4, bool)
+    found = arrange(documents, kept, num_buckets=2, max_length=100, long_documents="split", mixture={})
+    assert sorted(np.diff(found.borders).tolist()) == [1, 3]
+
+
+def test_a_mixture_counts_bytes_not_tokens() -> None:
+    draw = np.random.default_rng(0)
+    num_bytes = draw.integers(1, 1000, 200)
+    documents = dataclasses.replace(make_documents([(0, 10)] * 200), text_bytes=num_bytes)
+    mixture = {"a": Wish(max_bytes=20_000.0)}
+    found = arrange(
+        documents, np.ones(200, bool), num_buckets=1, max_length=100, long_documents="split", mixture=mixture
+    )
+    assert 19_000 < num_bytes[found.document].sum() <= 20_000

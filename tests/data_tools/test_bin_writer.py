@@ -64,6 +64,19 @@ def test_equal_rows_are_equal_bytes_and_the_hash_is_that_of_the_file(tmp_path: P
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
 
 
+def test_other_rows_have_another_fingerprint(tmp_path: Path) -> None:
+    """By which `datasets` would find a stale result of `map` in its cache."""
+    for name, top_id in {"a": 8, "b": 9}.items():
+        write_bin(tmp_path / name, [make_batch(np.uint16, top_id)], np.dtype(np.uint16), 3, 20)
+    assert len({datasets.load_from_disk(str(tmp_path / name))._fingerprint for name in "ab"}) == 2
+
+
+def test_a_bin_that_is_there_is_not_written_into(tmp_path: Path) -> None:
+    with pytest.raises(FileExistsError):
+        write_bin(tmp_path, [make_batch(np.uint16, 9)], np.dtype(np.uint16), 3, 20)
+    assert not list(tmp_path.iterdir())
+
+
 def test_full_rows_are_in_the_last_step_of_the_histogram(tmp_path: Path) -> None:
     written = write_bin(tmp_path / "bin", [make_batch(np.uint16, 9)], np.dtype(np.uint16), 3, 3)
     assert np.flatnonzero(written.fill_histogram).tolist() == [13, 19]  # 2 of 3 tokens, 3 of 3
@@ -71,3 +84,4 @@ def test_full_rows_are_in_the_last_step_of_the_histogram(tmp_path: Path) -> None
 
 def test_loss_tokens_are_counted_for_each_piece() -> None:
     assert loss_tokens_of_pieces(make_batch(np.uint16, 9)).tolist() == [1, 1, 0]
+    assert loss_tokens_of_pieces(make_batch(np.uint16, 0)).tolist() == [1, 1, 0]  # id 0 is a label like any other

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from data_tools.buckets import assign_buckets, balanced_bins, groups, shards
 
-weights_strategy = st.lists(st.integers(1, 50), min_size=1, max_size=80)
+weights_strategy = st.lists(st.integers(0, 50), min_size=1, max_size=80)
 
 
 def loads(bins: np.ndarray, weights: np.ndarray, num_bins: int) -> np.ndarray:
@@ -57,6 +57,13 @@ def test_many_documents_of_all_sizes_are_balanced_within_two_percent(num_bins: i
     bins, bin_loads = balanced_bins(weights, num_bins)
     assert bin_loads.max() - bin_loads.min() <= 0.02 * bin_loads.mean()
     assert bin_loads.tolist() == loads(bins, weights, num_bins).tolist()
+
+
+def test_short_documents_fill_up_what_long_ones_have_left() -> None:
+    weights = np.array([1] * 200 + [1000, 100] + [1] * 200)
+    bins, bin_loads = balanced_bins(weights, 3)
+    assert sorted(bin_loads.tolist()) == [250, 250, 1000]
+    assert bin_loads.tolist() == loads(bins, weights, 3).tolist()
 
 
 def test_short_documents_of_a_bin_are_neighbours() -> None:

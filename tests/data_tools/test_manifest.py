@@ -82,8 +82,9 @@ def test_counts_close_with_lines_of_no_category() -> None:
     counts = RecordCounts()
     counts.read.update({"b": 3, "a": 1, None: 2})
     counts.kept.update({"b": 2})
-    counts.refused.update({("b", "empty_target"): 1, ("a", "empty_target"): 1, (None, "invalid_json"): 2})
+    counts.refused.update({(None, "invalid_json"): 2, ("b", "empty_target"): 1, ("a", "empty_target"): 1})
     assert counts.category_names == ["a", "b"]
+    assert list(counts.ledger()["refused"]) == ["empty_target", "invalid_json"]
     assert counts.ledger() == {"read": 6, "kept": 2, "refused": {"empty_target": 2, "invalid_json": 2}}
     assert counts.ledger("a") == {"read": 1, "kept": 0, "refused": {"empty_target": 1}}
 

@@ -82,11 +82,20 @@ def test_the_choice_of_documents_follows_their_keys_not_their_order() -> None:
     assert sorted(one.tolist()) == sorted(other.tolist())
 
 
+def test_a_share_is_met_to_the_document_in_spite_of_rounding() -> None:
+    ones, keys = np.ones(100, np.int64), np.arange(100).astype(np.uint64)
+    for percent in range(101):
+        documents, _ = choose_copies(ones - 1, ones, keys, np.array([percent / 100]))
+        assert sorted(documents.tolist()) == list(range(percent))
+
+
 def test_a_file_of_either_kind_is_read(tmp_path: Path) -> None:
     expected = {"zh": Wish(4.0), "en": Wish(1.0, 5e7, 3.0)}
     (tmp_path / "m.yaml").write_text("zh: {weight: 4}\nen:\n  weight: 1\n  max_bytes: 50000000\n  repeats: 3\n")
     (tmp_path / "m.json").write_text('{"zh": {"weight": 4}, "en": {"weight": 1, "max_bytes": 5e7, "repeats": 3}}')
     assert read_mixture(tmp_path / "m.yaml") == read_mixture(tmp_path / "m.json") == expected
+    (tmp_path / "m.yml").write_text("2024: {repeats: 1000}\n")
+    assert read_mixture(tmp_path / "m.yml") == {"2024": Wish(repeats=1000)}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import datasets
 import pytest
+import xxhash
 
 from data_tools import bucket_writer, parts, prepare_pretrain_dataset
 from data_tools.bins import open_bins
@@ -334,6 +336,8 @@ def test_long_documents_are_treated_as_asked_and_counted(
     assert manifest["tokens"]["dropped"] == {reason: sum(lost.values())}
     for name, entry in manifest["categories"].items():
         assert entry["tokens"]["dropped"] == {reason: lost[name]}
+    num_rows = sum(bucket["rows"] for bucket in manifest["buckets"])
+    assert manifest["fill"] == sum(len(ids) * count for (_, ids, _), count in expected.items()) / (num_rows * 128)
 
 
 def test_a_mixture_is_told_before_and_kept(
@@ -393,6 +397,14 @@ def test_equal_and_similar_documents_are_left_out_and_listed(
     assert len(places & {("x.jsonl", 2, "a"), ("x.jsonl", 3, "a")}) == 1
     both = read_manifest(prepare("both", **flags, drop_exact_duplicates=True, near_duplicate_similarity=0.8))
     assert both["records"]["refused"] == {"exact_duplicate": 3, "near_duplicate": 1}
+
+
+def test_the_hash_of_the_documents_is_over_those_that_are_kept(prepare: Prepare, tmp_path: Path) -> None:
+    texts = [f"text {index}" for index in range(50)]
+    write_documents(tmp_path / "twice" / "x.jsonl", [{"target": text} for text in texts + texts[:20]])
+    directory = prepare(data_input_dirs=tmp_path / "twice", drop_exact_duplicates=True)
+    hashes = sorted(xxhash.xxh3_64_digest(text.encode()) for text in texts)  # digests are big-endian
+    assert read_manifest(directory)["documents_sha256"] == hashlib.sha256(b"".join(hashes)).hexdigest()
 
 
 def test_contaminated_and_filtered_documents_are_left_out(prepare: Prepare, tmp_path: Path) -> None:
