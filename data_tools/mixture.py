@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,14 @@ def _wish(path: Path, category: str, value: Any) -> Wish:
     if value.get("repeats", 1) > MAX_REPEATS:
         raise UserError(f"--mixture {path}: {category}: repeats {value['repeats']}; at most {MAX_REPEATS:g}")
     return Wish(**value)
+
+
+def as_json(mixture: Mixture) -> dict[str, dict[str, float]]:
+    """What the file has said, without what it has left open."""
+    return {
+        name: {key: value for key, value in asdict(wish).items() if value is not None and math.isfinite(value)}
+        for name, wish in mixture.items()
+    }
 
 
 def check_names(mixture: Mixture, categories: list[str]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from data_tools.cleaning import CleaningConfig
 from data_tools.fields import ReadOptions
-from data_tools.mixture import read_mixture
+from data_tools.mixture import as_json, read_mixture
 from data_tools.refusals import most_refused
 from data_tools.workers import num_cpus
 from tokenizer_tools.command import UserError
@@ -97,7 +97,7 @@ class PrepareConfig:
             "max_length": self.max_length,
             "num_spliced_dataset_bins": self.num_spliced_dataset_bins,
             "long_documents": self.long_documents,
-            "mixture": None if self.mixture is None else {k: asdict(v) for k, v in read_mixture(self.mixture).items()},
+            "mixture": None if self.mixture is None else as_json(read_mixture(self.mixture)),
             "drop_exact_duplicates": self.cleaning.drop_exact_duplicates,
             "near_duplicate_similarity": self.cleaning.near_duplicate_similarity,
             "seed": self.seed,

@@ -20,6 +20,7 @@ from data_tools.inputs import changed_files, changed_settings, read_inputs
 from data_tools.manifest import MANIFEST_NAME, read_manifest
 from data_tools.parts import plan_parts
 from data_tools.prepare_config import PrepareConfig, check
+from data_tools.work import discard_work
 from tokenizer_tools.command import UserError, command
 from tokenizer_tools.freed_memory import keep_freed_memory
 from tokenizer_tools.outputs import refuse_existing
@@ -44,6 +45,7 @@ def main(config: PrepareConfig) -> None:
     files, skipped = _find(config)
     engine = Engine(config, plan_parts(files, config.read_options), files, skipped)
     if _is_done(config, engine):
+        discard_work(config.data_arrow_output_dir)
         logger.info("%s: already made from this very text with these flags", config.data_arrow_output_dir)
         return
     for output in config.output_dirs:

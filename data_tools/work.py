@@ -79,12 +79,18 @@ def work_on(output: Path, cache_dir: Path | None, overwrite: bool) -> Iterator[W
                 finish_tree(work.bins_dir)
             replace_directory(work.bins_dir, output.resolve(), overwrite)
         except BaseException:
+            _remove_leftovers(work)
             if any(work.cache_dir.glob("*/*.arrow")):
-                logger.info("what is finished is kept in %s; the same command goes on from there", root)
+                logger.info("what is finished is kept in %s; the same command goes on from there", work.cache_dir)
             else:
                 shutil.rmtree(root)
             raise
         shutil.rmtree(root)
+
+
+def discard_work(output: Path) -> None:
+    """Remove what a run has left that was killed after its output was in place."""
+    shutil.rmtree(root_of(output), ignore_errors=True)
 
 
 def _remove_leftovers(work: Work) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from data_tools import backends, prove
-from data_tools.backends import Ids, make_backend
+from data_tools.backends import BackendDiffersError, Ids, laid_end_to_end, make_backend, proved_backend, same_ids
 from data_tools.cleaning import CleaningConfig
 from data_tools.fields import ReadOptions
 from data_tools.parts import plan_parts
@@ -87,6 +89,24 @@ def test_one_that_differs_is_passed_over_and_named(
     assert "sentencepiece gives other ids" in caplog.text  # of a text that begins with a blank
 
 
+def test_one_that_differs_on_the_text_alone_is_passed_over(
+    tmp_path: Path, tools: Tools, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = backends._gigatoken
+
+    def wrong_about_rivers(layout: str) -> backends.Encode:
+        encode = right(layout)
+
+        def encode_wrongly(texts: Sequence[str]) -> Ids:
+            return encode([text.replace("river", "RIVER") for text in texts])
+
+        return encode_wrongly
+
+    monkeypatch.setattr(backends, "_gigatoken", wrong_about_rivers)
+    assert prove.fastest_exact(tools, sample(tmp_path, tools)) == "tokenizers"
+    assert "gigatoken gives other ids" in caplog.text
+
+
 def test_the_second_fastest_is_taken_if_the_first_is_not_there(
     tmp_path: Path, base_tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +140,50 @@ def test_the_sample_comes_from_every_file(tmp_path: Path, tools: Tools) -> None:
     records = prove.sample_records(plan_parts(paths, ReadOptions()), tools)
     texts = [record.segments[0].text for record in records if record.file]
     assert sorted(texts) == [f"text {index}" for index in range(5) for _ in range(prove.RECORDS_A_PLACE)]
+
+
+def test_empty_files_and_long_documents_take_no_place_in_the_sample(tmp_path: Path, tools: Tools) -> None:
+    for index in range(100):
+        (tmp_path / f"{index:03}.jsonl").touch()
+    long = {"target": "x" * (prove.MOST_CHARACTERS + 1)}
+    write_documents(tmp_path / "050.jsonl", [long, *({"target": f"text {index}"} for index in range(20))])
+    records = prove.sample_records(plan_parts(sorted(tmp_path.glob("*.jsonl")), ReadOptions()), tools)
+    texts = [record.segments[0].text for record in records if record.file]
+    assert texts == [f"text {index}" for index in range(prove.RECORDS_A_PLACE)]
+
+
+def test_no_text_at_all_makes_no_sample(tmp_path: Path, tools: Tools) -> None:
+    (tmp_path / "a.jsonl").touch()
+    assert not [r for r in prove.sample_records(plan_parts([tmp_path / "a.jsonl"], ReadOptions()), tools) if r.file]
+
+
+def test_the_same_ids_of_other_texts_are_not_the_same() -> None:
+    ids = laid_end_to_end([[1, 2], [3]])
+    assert same_ids(ids, laid_end_to_end([[1, 2], [3]]))
+    assert not same_ids(ids, laid_end_to_end([[1], [2, 3]]))
+    assert not same_ids(ids, laid_end_to_end([[1, 2], [4]]))
+
+
+def test_a_library_that_differs_on_a_probe_is_never_used(base_tokenizer_dir: Path) -> None:
+    """Sentencepiece on a text that begins with a blank."""
+    encoder = TextEncoder(load_tokenizer(base_tokenizer_dir))
+    encode = proved_backend("sentencepiece", encoder, base_tokenizer_dir, False)
+    for _ in range(2):
+        with pytest.raises(BackendDiffersError, match="sentencepiece gives other ids than the tokenizer does"):
+            encode(["text"])
+
+
+@pytest.mark.parametrize("continuation", [False, True])
+@pytest.mark.parametrize("name", ["gigatoken", "tokenizers"])
+def test_an_exact_library_is_loaded_once_with_the_first_text(
+    base_tokenizer_dir: Path, name: backends.BackendName, continuation: bool
+) -> None:
+    encoder = TextEncoder(load_tokenizer(base_tokenizer_dir))
+    encode = proved_backend(name, encoder, base_tokenizer_dir, continuation)
+    with mock.patch.object(backends, "make_backend", wraps=make_backend) as made:
+        for text in ("Hello world", "你好"):
+            assert encode([text]).flat.tolist() == encoder.encode_batch([text], continuation)[0]
+    assert made.call_count == 1
 
 
 def test_an_added_token_that_is_not_special_stays_one_token(tmp_path: Path, base_tokenizer_dir: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,7 +51,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("chunks")
 
 
-@settings(deadline=None)  # the first example imports pyarrow
+@settings(deadline=None)  # it writes files
 @given(documents_strategy, st.integers(1, 200), st.data())
 def test_any_choice_of_documents_is_read_back(
     directory: Path, drawn: list[tuple[int, list[int]]], batch_tokens: int, data: st.DataObject
@@ -60,6 +61,9 @@ def test_any_choice_of_documents_is_read_back(
     with mock.patch.object(chunks, "BATCH_TOKENS", batch_tokens):
         batch_documents = write_chunk(path, make_facts(len(drawn)), encoded, np.dtype(np.uint16))
     assert sum(batch_documents) == len(drawn)
+    for own in np.split(encoded.lengths, np.cumsum(batch_documents)[:-1]):
+        assert len(own) > 0
+        assert own[1:].sum() < batch_tokens
     places = sorted(data.draw(st.lists(st.integers(0, len(drawn) - 1), min_size=1, max_size=20)))
     read = read_documents(path, np.array(batch_documents), np.array(places))
     tokens = np.split(encoded.tokens, np.cumsum(encoded.lengths)[:-1])
@@ -68,6 +72,19 @@ def test_any_choice_of_documents_is_read_back(
     assert read.lengths.tolist() == [drawn[place][0] for place in places]
     assert read.spans.tolist() == [border for place in places for border in drawn[place][1]]
     assert read.num_spans.tolist() == [len(drawn[place][1]) // 2 for place in places]
+    assert read.has_text.tolist() == [True] * len(places)
+
+
+def test_columns_that_are_not_asked_for_are_not_read(directory: Path) -> None:
+    write_chunk(directory / "c.arrow", make_facts(3), make_encoded([9] * 3, [[0, 3]] * 3, 9), np.dtype(np.uint16))
+    with pa.OSFile(str(directory / "c.arrow")) as source:
+        assert chunks._open(source, ("hash", "length", "absent")).read_all().column_names == ["hash", "length"]
+
+
+def test_a_chunk_is_compressed(directory: Path) -> None:
+    encoded = make_encoded([50_000], [[0, 50_000]], 2)
+    write_chunk(directory / "c.arrow", make_facts(1), encoded, np.dtype(np.uint16))
+    assert (directory / "c.arrow").stat().st_size < 50_000  # of 100,000 bytes of ids, each 0 or 1
 
 
 def test_columns_are_read_back(directory: Path) -> None:

@@ -43,9 +43,10 @@ def letters(offset: int) -> Encode:
     return encode
 
 
-def letter_encoders(continues: bool) -> Encoders:
+def letter_encoders(continues: bool, prefix_ids: list[int], eos_ids: list[int]) -> Encoders:
     """Text inside a document has ids 1000 higher."""
-    return Encoders(letters(0), letters(1000), {"<s>": [1], "</s>": [2], "<x>": [3]}, [1], [2], continues)
+    controls = {"<s>": [1], "</s>": [2], "<x>": [3]}
+    return Encoders(letters(0), letters(1000), controls, prefix_ids, eos_ids, continues)
 
 
 def documents_of(encoded: Encoded) -> list[tuple[list[int], list[int]]]:
@@ -60,7 +61,7 @@ def documents_of(encoded: Encoded) -> list[tuple[list[int], list[int]]]:
 
 segments_strategy = st.lists(
     st.one_of(
-        st.builds(Segment, st.text("ab ", min_size=1, max_size=4), st.booleans(), st.just(False)),
+        st.builds(Segment, st.sampled_from(["a", "ab", "b a ", " ", "   "]), st.booleans(), st.just(False)),
         st.builds(Segment, st.sampled_from(["<s>", "</s>", "<x>"]), st.booleans(), st.just(True)),
     ),
     min_size=1,
@@ -68,14 +69,21 @@ segments_strategy = st.lists(
 )
 
 
-def expected_document(record: Record, continues: bool) -> tuple[list[int], list[int]]:
+# with and without BOS and EOS, and with more than one token of each
+frames = st.tuples(st.sampled_from([[1], [], [1, 7]]), st.sampled_from([[2], [], [2, 8]]))
+
+
+def expected_document(
+    record: Record, continues: bool, prefix_ids: list[int], eos_ids: list[int]
+) -> tuple[list[int], list[int]]:
     """A token at a time, as the module's first lines say it."""
     controls = {"<s>": 1, "</s>": 2, "<x>": 3}
     ids: list[int] = []
     labels: list[int] = []
     offset = 0
     if not record.is_framed:
-        ids, labels = [1], [1 if len(record.segments) == 1 else -100]
+        ids += prefix_ids
+        labels += prefix_ids if len(record.segments) == 1 else [-100] * len(prefix_ids)
     for segment in record.segments:
         if segment.is_control:
             found, offset = [controls[segment.text]], 1000 * continues
@@ -83,25 +91,31 @@ def expected_document(record: Record, continues: bool) -> tuple[list[int], list[
             found, offset = [ord(c) + offset for c in segment.text if c != " "], 1000
         ids += found
         labels += found if segment.has_loss else [-100] * len(found)
-    return (ids, labels) if record.is_framed else ([*ids, 2], [*labels, 2])
+    return (ids, labels) if record.is_framed else (ids + eos_ids, labels + eos_ids)
 
 
-@given(st.lists(st.tuples(segments_strategy, st.booleans())), st.booleans())
+@given(st.lists(st.tuples(segments_strategy, st.booleans())), st.booleans(), frames)
 def test_every_token_and_every_label_is_that_of_its_segment(
-    drawn: list[tuple[list[Segment], bool]], continues: bool
+    drawn: list[tuple[list[Segment], bool]], continues: bool, frame: tuple[list[int], list[int]]
 ) -> None:
     records = [make_record(*segments, is_framed=is_framed) for segments, is_framed in drawn]
-    encoded = encode_records(letter_encoders(continues), records)
-    assert documents_of(encoded)[: len(records)] == [expected_document(record, continues) for record in records]
+    encoded = encode_records(letter_encoders(continues, *frame), records)
+    expected = [expected_document(record, continues, *frame) for record in records]
+    assert documents_of(encoded)[: len(records)] == expected
+    assert len(encoded.lengths) == len(encoded.num_spans) == len(records)
+    assert 2 * encoded.num_spans.sum() == len(encoded.spans)
     has_text = [
         any(s.has_loss and not s.is_control and s.text.replace(" ", "") for s in record.segments) for record in records
     ]
     assert encoded.has_text.tolist() == has_text
+    assert (encoded.spans[1::2] > encoded.spans[0::2]).all()
 
 
 @given(st.lists(st.tuples(segments_strategy, st.booleans()), min_size=1), st.randoms())
 def test_chosen_documents_are_the_same_documents(drawn: list[tuple[list[Segment], bool]], random: Any) -> None:
-    encoded = encode_records(letter_encoders(True), [make_record(*s, is_framed=framed) for s, framed in drawn])
+    encoded = encode_records(
+        letter_encoders(True, [1], [2]), [make_record(*s, is_framed=framed) for s, framed in drawn]
+    )
     places = [random.randrange(len(drawn)) for _ in range(5)]
     everything = documents_of(encoded)
     assert documents_of(chosen_documents(encoded, np.array(places))) == [everything[place] for place in places]

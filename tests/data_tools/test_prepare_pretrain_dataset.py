@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import random
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import datasets
 import pytest
 import xxhash
 
-from data_tools import bucket_writer, parts, prepare_pretrain_dataset
+from data_tools import bucket_writer, engine, parts, prepare_pretrain_dataset
 from data_tools.bins import open_bins
 from data_tools.manifest import read_manifest
 from tests.data_tools.conftest import Documents, Prepare, make_documents, write_documents
@@ -231,6 +232,8 @@ def fails(capsys: pytest.CaptureFixture[str], tmp_path: Path, **flags: Any) -> s
         ({"data_arrow_output_dir": "CORPUS/out"}, "this output directory lies in CORPUS"),
         ({"data_arrow_output_dir": "TMP"}, "this output directory would replace CORPUS"),
         ({"data_arrow_output_dir": "TOKENIZER"}, "this output directory would replace TOKENIZER"),
+        ({"data_arrow_output_dir": "TMP/link/out"}, "this output directory lies in CORPUS"),
+        ({"data_cache_dir": "TMP/out/cache"}, "this output directory would replace TMP/out/cache"),
         ({"data_jsonl_output_dir": "TMP/out/jsonl"}, "would replace TMP/out/jsonl"),
         ({"data_arrow_output_dir": "TMP/packed"}, "exists and is not empty; add --overwrite"),
         ({"data_jsonl_output_dir": "TMP/packed"}, "exists and is not empty; add --overwrite"),
@@ -249,6 +252,7 @@ def test_each_fault_of_the_user_is_named_in_one_line(
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(content)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(corpus_dir)
 
     def real(text: Any) -> str:
         names = {"CORPUS": corpus_dir, "TMP": tmp_path, "TOKENIZER": tiny_tokenizer_dir}
@@ -258,6 +262,37 @@ def test_each_fault_of_the_user_is_named_in_one_line(
 
     defaults = {"data_input_dirs": "CORPUS", "tokenizer_dir": "TOKENIZER", "data_arrow_output_dir": "TMP/out"}
     assert real(message) in fails(capsys, tmp_path, **{name: real(v) for name, v in (defaults | flags).items()})
+
+
+def test_flags_say_what_is_read(prepare: Prepare, tmp_path: Path, tiny_tokenizer_dir: Path) -> None:
+    documents = [{"q": "which? ", "a": "the river", "kind": "en"}, {"a": "x" * 2000, "kind": "en"}]
+    write_documents(tmp_path / "named" / "x.jsonl", documents)
+    (tmp_path / "named" / "y.txt").write_text("one line\nanother line\n")
+    flags = {"text_field": "a", "source_field": "q", "category_field": "kind", "txt_documents": "line"}
+    input_dirs = f" {tmp_path / 'named'} ,"  # blanks around commas are no part of names
+    directory = prepare(data_input_dirs=input_dirs, max_document_bytes=1000, **flags)
+    expected = [{"source": "which? ", "target": "the river", "category": "en"}]
+    expected += [{"source": "", "target": text, "category": "default"} for text in ("one line", "another line")]
+    assert written_sequences(directory) == expected_sequences(tiny_tokenizer_dir, expected)
+    assert read_manifest(directory)["records"]["refused"] == {"over_long": 1}
+
+
+def test_an_output_may_lie_in_the_cache(prepare: Prepare, tmp_path: Path) -> None:
+    directory = prepare("cache/bins", data_cache_dir=tmp_path / "cache")
+    assert read_manifest(directory)["records"]["kept"] == 200
+
+
+def test_a_row_may_hold_eight_tokens(prepare: Prepare) -> None:
+    assert read_manifest(prepare(max_length=8))["max_length"] == 8
+
+
+def test_files_of_no_known_format_are_named(
+    prepare: Prepare, corpus_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (corpus_dir / "more.pdf").touch()
+    (corpus_dir / "more.docx").touch()
+    prepare()
+    assert "not read, because their names tell no known format: 1 .docx, 1 .pdf" in caplog.text
 
 
 def test_overwrite_replaces_the_output(prepare: Prepare, tmp_path: Path) -> None:
@@ -308,6 +343,24 @@ def test_same_bytes_for_any_number_of_workers(
     assert {name for name in one if one[name] != several[name]} <= {"inputs.json"}  # a digest over spans
 
 
+def test_same_bytes_in_whatever_order_tasks_are_ready(
+    prepare: Prepare, corpus_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in corpus_dir.rglob("*.jsonl"):
+        path.write_text("no json\n" * 3 + path.read_text() + "no json\n")
+    monkeypatch.setattr(parts, "PART_BYTES", 3_000)
+    monkeypatch.setattr(bucket_writer, "SHARD_TOKENS", 4_000)
+    one = files_of(prepare("one", num_workers=1))
+    refused = [json.loads(line) for line in one["refused.jsonl"].splitlines()]
+    assert [line["line_number"] for line in refused] == [1, 2, 3, 84, 1, 2, 3, 124]
+    run_tasks = engine.run_tasks
+    monkeypatch.setattr(engine, "run_tasks", lambda *args: reversed(list(run_tasks(*args))))
+    assert files_of(prepare("backwards", num_workers=1)) == one
+    caplog.set_level(logging.INFO)
+    prepare("backwards", num_workers=1)
+    assert "already made from this very text" in caplog.text
+
+
 def test_a_bucket_larger_than_memory_is_written_shard_by_shard(
     prepare: Prepare, tiny_tokenizer_dir: Path, documents: Documents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -341,9 +394,15 @@ def test_long_documents_are_treated_as_asked_and_counted(
 
 
 def test_a_mixture_is_told_before_and_kept(
-    prepare: Prepare, tmp_path: Path, tiny_tokenizer_dir: Path, documents: Documents, capsys: pytest.CaptureFixture[str]
+    prepare: Prepare,
+    tmp_path: Path,
+    tiny_tokenizer_dir: Path,
+    documents: Documents,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "mixture.yaml").write_text("en: {repeats: 2}\npoetry: {repeats: 0}\n")
+    monkeypatch.setattr(parts, "PART_BYTES", 10_000)  # several parts are surveyed
     directory = prepare(mixture=tmp_path / "mixture.yaml", max_length=16384)
     expected = expected_sequences(tiny_tokenizer_dir, documents)
     times = {"en": 2, "poetry": 0, "zh": 1}
@@ -354,7 +413,11 @@ def test_a_mixture_is_told_before_and_kept(
     assert manifest["tokens"]["repeated"] == tokens["en"]
     assert manifest["tokens"]["dropped"] == {"mixture": tokens["poetry"]}
     assert manifest["tokens"]["in"] == 2 * tokens["en"] + tokens["zh"] + tokens["poetry"]
-    assert "mixture, as planned" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "mixture, as planned" in said
+    rows = [[cell.strip() for cell in line.split("│")[1:4]] for line in said.splitlines() if "x │" in line]
+    texts = {name: [d["target"] for d in documents if d["category"] == name] for name in times}
+    assert rows == [[name, f"{len(own):,}", f"{sum(map(len, map(str.encode, own))):,}"] for name, own in texts.items()]
 
 
 def test_weights_are_the_shares_of_the_text(prepare: Prepare, tmp_path: Path) -> None:

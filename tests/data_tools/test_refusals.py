@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,9 @@ from tests.data_tools.test_chunks import make_facts
 from tokenizer_tools.command import UserError
 
 
-def make_part(cache_dir: Path, key: str, files: list[str], num_lines: list[int], chunks: list[int] = []) -> PartRecord:  # noqa: B006
+def make_part(
+    cache_dir: Path, key: str, files: list[str], num_lines: list[int], chunks: tuple[int, ...] = ()
+) -> PartRecord:
     """A part with one refused line a span, the second, and chunks of so many documents, the nth of which lies at line n
     of the last span, at byte 10 * n, or at none in a chunk of two."""
     (cache_dir / key).mkdir()
@@ -61,9 +62,9 @@ def test_lines_count_from_the_beginning_of_the_file(tmp_path: Path) -> None:
 
 def test_duplicates_are_told_at_their_lines(tmp_path: Path) -> None:
     parts = [
-        make_part(tmp_path, "one", ["a"], [100], [3]),
-        make_part(tmp_path, "two", ["a"], [50], [4, 2]),
-        make_part(tmp_path, "three", ["a", "b"], [30, 9], [5]),
+        make_part(tmp_path, "one", ["a"], [100], (3,)),
+        make_part(tmp_path, "two", ["a"], [50], (4, 2)),
+        make_part(tmp_path, "three", ["a", "b"], [30, 9], (5,)),
     ]
     documents = load_documents(tmp_path, parts, ["en", "zh"])
     dropped = {reason: np.zeros(14, bool) for reason in ("exact_duplicate", "near_duplicate")}
@@ -95,8 +96,10 @@ def test_a_limit_that_is_neither_is_refused(flag: str) -> None:
 
 
 def make_counts(kept: int, **refused: int) -> RecordCounts:
-    counts = Counter({("c", reason): count for reason, count in refused.items()})
-    return RecordCounts(Counter({"c": kept + sum(refused.values())}), Counter({"c": kept}), counts)
+    counts = RecordCounts()
+    counts.add([("c", "read", kept + sum(refused.values())), ("c", "kept", kept)])
+    counts.add([("c", reason, count) for reason, count in refused.items()])
+    return counts
 
 
 FIRST = Refusal("a.jsonl", 7, 0, "too_short", "c")
