@@ -6,6 +6,7 @@ order.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,6 +16,9 @@ import numpy as np
 from data_tools.buckets import assign_buckets
 from data_tools.documents import Documents
 from data_tools.mixture import Mixture, choose_copies, copies_of
+from tokenizer_tools.command import UserError
+
+logger = logging.getLogger(__name__)
 
 LongDocuments = Literal["split", "truncate", "drop"]
 
@@ -70,14 +74,30 @@ def arrange(
         _drop(flows, "long_document", documents.category[entry[is_long]], length[is_long])
         entry, key, length = entry[~is_long], key[~is_long], length[~is_long]
     elif long_documents == "truncate":
+        bears_loss = documents.first_loss[entry] < max_length
+        _drop(flows, "no_loss_left", documents.category[entry[~bears_loss]], length[~bears_loss])
+        entry, key, length, is_long = entry[bears_loss], key[bears_loss], length[bears_loss], is_long[bears_loss]
         _drop(flows, "truncated", documents.category[entry[is_long]], length[is_long] - max_length)
         length = np.minimum(length, max_length)
 
-    loss_tokens = np.minimum(documents.loss_tokens[entry], length)
+    loss_tokens = np.minimum(documents.loss_tokens[entry], length - documents.first_loss[entry])
+    _check_placed(documents, entry, copies)
     bucket = assign_buckets(documents.category[entry], loss_tokens, key, num_buckets)
     order = np.lexsort((documents.category[entry], key, bucket))
     borders = np.concatenate([[0], np.cumsum(np.bincount(bucket, minlength=num_buckets))])
     return Arrangement(entry[order], length[order], borders, flows, copies)
+
+
+def _check_placed(documents: Documents, entry: np.ndarray, copies: np.ndarray) -> None:
+    """Raise UserError if no document is placed; warn of a category of which none is, though some are wished for."""
+    if not len(entry):
+        raise UserError(
+            "no document is left for the bins: --mixture or --long_documents leaves all of them out; loosen it"
+        )
+    placed = np.bincount(documents.category[entry], minlength=len(copies))
+    for name, times, number in zip(documents.category_names, copies.tolist(), placed.tolist(), strict=True):
+        if times > 0 and not number:
+            logger.warning("warning: no document of %r is placed: each is longer than what is wished for", name)
 
 
 def _flows(documents: Documents, chosen: np.ndarray, entry: np.ndarray) -> list[TokenFlow]:

@@ -6,6 +6,7 @@ shard by shard. A bucket that an earlier run has finished is recognised by its r
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from data_tools.manifest import BucketEntry, bucket_entry
 from data_tools.parts import file_digest
 from data_tools.rows import RowBatch, Shard, row_batches
 from tokenizer_tools.command import UserError
-from tokenizer_tools.outputs import read_json, write_json
+from tokenizer_tools.outputs import read_json
 
 SHARD_TOKENS = 2**23  # in memory at a time, a worker
 
@@ -99,7 +100,7 @@ def _finished(plan: BucketPlan, name: str) -> BucketEntry | None:
     except UserError:
         return None
     path = plan.bins_dir / name / ARROW_NAME
-    is_intact = record["key"] == plan.key and path.is_file() and file_digest(path) == record["entry"]["sha256"]
+    is_intact = record.get("key") == plan.key and path.is_file() and file_digest(path) == record["entry"]["sha256"]
     return record["entry"] if is_intact else None
 
 
@@ -118,7 +119,8 @@ def _write(task: BucketTask, index: int, together: Shard | None) -> BucketEntry:
     )
     category, text_bytes = task.category[members], task.text_bytes[members]
     entry = bucket_entry(name, written, category, text_bytes, plan.category_names)
-    write_json(plan.records_dir / f"{name}.json", {"key": plan.key, "entry": entry})
+    record = json.dumps({"key": plan.key, "entry": entry})
+    (plan.records_dir / f"{name}.json").write_text(record, encoding="utf-8")  # half of one counts as none
     return entry
 
 

@@ -14,6 +14,8 @@ import heapq
 
 import numpy as np
 
+LEVEL_SHARE = 0.005  # above an equal share: dealing has gone well enough
+MOST_EXCHANGES = 1000
 LONG_SHARE = 0.005  # of a bin's loss-bearing tokens: a longer document is dealt out by itself
 
 
@@ -49,14 +51,44 @@ def balanced_bins(weights: np.ndarray, num_bins: int) -> tuple[np.ndarray, np.nd
         load, index = heap[0]
         bins[item] = index
         heapq.heapreplace(heap, (load + int(weights[item]), index))
-    loads = np.zeros(num_bins, np.int64)
-    np.add.at(loads, bins[long], weights[long])
+    loads = np.bincount(bins[long], weights[long], minlength=num_bins).astype(np.int64)
+    if weights.sum() and loads.max(initial=0) > (1 + LEVEL_SHARE) * weights.sum() / num_bins:
+        bins[long] = levelled(weights[long], bins[long], loads)
     short = np.flatnonzero(~is_long)
     borders = np.cumsum(_room(loads, int(weights[short].sum())))
     middle = np.cumsum(weights[short]) - weights[short] / 2
     bins[short] = np.minimum(np.searchsorted(borders, middle, side="right"), num_bins - 1)
     np.add.at(loads, bins[short], weights[short])
     return bins, loads
+
+
+def levelled(weights: np.ndarray, bins: np.ndarray, loads: np.ndarray) -> np.ndarray:
+    """Better bins [weights]: again and again one weight of the heaviest bin that can be helped is moved or exchanged.
+
+    Dealing leaves some bins of few documents up to a third above the others. `loads` [bins] is kept up to date.
+    """
+    bins = bins.copy()
+    for _ in range(MOST_EXCHANGES):
+        light = int(loads.argmin())
+        inside = np.append(np.flatnonzero(bins == light), -1)  # -1: nothing comes back
+        back = np.append(weights[inside[:-1]], 0)
+        for heavy in np.argsort(-loads, kind="stable").tolist():
+            gap = int(loads[heavy] - loads[light])
+            given = np.flatnonzero(bins == heavy)
+            gain = weights[given][:, None] - back[None, :]
+            best = int(np.abs(gain - gap / 2).argmin()) if gain.size else 0
+            moved = int(gain.flat[best]) if gain.size else 0
+            if 0 < moved < gap:
+                out, into = given[best // len(back)], inside[best % len(back)]
+                bins[out] = light
+                if into >= 0:
+                    bins[into] = heavy
+                loads[heavy] -= moved
+                loads[light] += moved
+                break
+        else:
+            break
+    return bins
 
 
 def _room(loads: np.ndarray, amount: int) -> np.ndarray:
@@ -78,4 +110,5 @@ def shards(tokens: np.ndarray, most_tokens: int) -> list[slice]:
     """Consecutive runs of documents [tokens each], each of at most about `most_tokens`: what is in memory at a time."""
     num_shards = max(1, -(-int(tokens.sum()) // most_tokens))
     borders = np.searchsorted(np.cumsum(tokens), np.arange(1, num_shards) * (tokens.sum() / num_shards))
-    return [slice(a, b) for a, b in zip([0, *borders.tolist()], [*borders.tolist(), len(tokens)], strict=True)]
+    runs = zip([0, *borders.tolist()], [*borders.tolist(), len(tokens)], strict=True)
+    return [slice(first, last) for first, last in runs if first < last]  # none where one document is more than a run

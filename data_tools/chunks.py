@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS = 2**16
 COMPRESSION = "zstd"
-SMALL_COLUMNS = ("hash", "category", "length", "loss_tokens", "text_bytes", "text_characters")
+SMALL_COLUMNS = ("hash", "category", "length", "loss_tokens", "first_loss", "text_bytes", "text_characters")
 HIGH_BITS = "tokens_high"  # of ids beyond 16 bits, apart: nearly all are alike, and the rest compresses better alone
 PLACE_COLUMNS = ("span", "line_number", "byte_offset")
 
@@ -79,6 +79,7 @@ def _table(facts: Facts, encoded: Encoded, dtype: np.dtype) -> pa.RecordBatch:
         "category": plain_array(facts.category.astype(np.int32)),
         "length": plain_array(encoded.lengths.astype(np.int32)),
         "loss_tokens": plain_array(loss_tokens.astype(np.int32)),
+        "first_loss": plain_array(_first_loss(encoded).astype(np.int32)),
         "text_bytes": plain_array(facts.text_bytes.astype(np.int32)),
         "text_characters": plain_array(facts.text_characters.astype(np.int32)),
         "span": plain_array(facts.span.astype(np.int32)),
@@ -93,6 +94,15 @@ def _table(facts: Facts, encoded: Encoded, dtype: np.dtype) -> pa.RecordBatch:
         flat = plain_array(np.ascontiguousarray(facts.sketch).reshape(-1))
         columns["sketch"] = pa.FixedSizeListArray.from_arrays(flat, facts.sketch.shape[1])
     return pa.RecordBatch.from_pydict(columns)
+
+
+def _first_loss(encoded: Encoded) -> np.ndarray:
+    """[documents]: place of the first token that bears loss; the length where none does."""
+    first_span = np.cumsum(encoded.num_spans) - encoded.num_spans
+    has_loss = encoded.num_spans > 0
+    first = encoded.lengths.copy()
+    first[has_loss] = encoded.spans[2 * first_span[has_loss]]
+    return first
 
 
 def plain_array(values: np.ndarray) -> pa.Array:

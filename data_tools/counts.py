@@ -50,18 +50,23 @@ class RecordCounts:
 
     def refuse_kept(self, category: str, reason: str, count: int) -> None:
         """Documents that were kept are refused after all."""
-        self.kept[category] -= count
-        self.refused[category, reason] += count
+        if count:
+            self.kept[category] -= count
+            self.refused[category, reason] += count
 
-    def ledger(self, category: str | None = None) -> RecordLedger:
-        """The ledger of one category, or of all lines."""
-        wanted = set(self.read) if category is None else {category}
+    def ledger(self) -> RecordLedger:
+        """The ledger of all lines."""
         refused: Counter[str] = Counter()
-        for (name, reason), count in self.refused.items():
-            if name in wanted:
-                refused[reason] += count
-        return {
-            "read": sum(self.read[name] for name in wanted),
-            "kept": sum(self.kept[name] for name in wanted),
-            "refused": dict(sorted(refused.items())),
+        for (_, reason), count in self.refused.items():
+            refused[reason] += count
+        return {"read": self.read.total(), "kept": self.kept.total(), "refused": dict(sorted(refused.items()))}
+
+    def ledgers(self) -> dict[str, RecordLedger]:
+        """The ledger of each category, sorted by its name."""
+        ledgers: dict[str, RecordLedger] = {
+            name: {"read": self.read[name], "kept": self.kept[name], "refused": {}} for name in self.category_names
         }
+        for (name, reason), count in sorted(self.refused.items(), key=lambda item: item[0][1]):
+            if name is not None:
+                ledgers[name]["refused"][reason] = count
+        return ledgers

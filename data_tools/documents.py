@@ -28,8 +28,8 @@ class Documents:
     """Every document, chunk by chunk. Arrays are [documents].
 
     Document d is the one at `place[d]` of `chunks[chunk[d]]`. `hash` (uint64) is over its content, `category` (int64)
-    indexes `category_names`, `length` and `loss_tokens` count tokens, `text_bytes` and `text_characters` the text that
-    bears loss.
+    indexes `category_names`. `length` and `loss_tokens` count tokens, `first_loss` those before the first that bears
+    loss; `text_bytes` and `text_characters` are of the text that bears loss.
     """
 
     chunks: list[ChunkFile]
@@ -40,6 +40,7 @@ class Documents:
     category: np.ndarray
     length: np.ndarray
     loss_tokens: np.ndarray
+    first_loss: np.ndarray
     text_bytes: np.ndarray
     text_characters: np.ndarray
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from data_tools.arrange import Arrangement, arrange
 from data_tools.backends import REFERENCE, BackendDiffersError, BackendName
+from data_tools.bin_writer import ARROW_NAME
 from data_tools.bucket_writer import BucketPlan, bucket_tasks, write_buckets
 from data_tools.counts import RecordCounts
 from data_tools.documents import Documents, load_documents
@@ -22,9 +23,9 @@ from data_tools.inputs import file_digests, part_digests, write_inputs
 from data_tools.intake import Job, PartRecord, encode_part
 from data_tools.manifest import BucketEntry, Manifest, build_manifest, write_manifest
 from data_tools.mixture import read_mixture
-from data_tools.parts import Part
+from data_tools.parts import Part, is_intact
 from data_tools.prove import fastest_exact, sample_records
-from data_tools.readable import write_readable
+from data_tools.readable import is_readable_form, write_readable
 from data_tools.refusals import REFUSED_NAME, check_refused, duplicate_refusals, refusals, write_refused
 from data_tools.report_page import write_report_page
 from data_tools.survey import plan_mixture, print_plan, survey_part
@@ -78,9 +79,7 @@ class Engine:
             if self._mixture:
                 self._survey()
             records = self._encode_exactly(work)
-            manifest = self._build(work, records)
-            self._write_readable(work)
-        return manifest
+            return self._build(work, records)
 
     def _survey(self) -> None:
         """Plan the mixture and report it, before anything is encoded."""
@@ -194,7 +193,17 @@ class Engine:
                 bar.update(sum(entry["tokens"] for entry in written))
         return [entry for index in range(len(tasks)) for entry in entries[index]]
 
-    def _write_readable(self, work: Work) -> None:
-        if self._config.data_jsonl_output_dir is not None:
-            with whole_directory(self._config.data_jsonl_output_dir, self._config.overwrite) as jsonl_dir:
-                write_readable(work.bins_dir, jsonl_dir, self._tools.tokenizer.decode)
+    def damaged_bucket(self, manifest: Manifest) -> str | None:
+        """The first bucket of a finished output that is not as it was written."""
+        output = self._config.data_arrow_output_dir
+        tasks = [(output / bucket["path"] / ARROW_NAME, bucket["sha256"]) for bucket in manifest["buckets"]]
+        intact = dict(self._run_tasks(is_intact, tasks))
+        return next((b["path"] for index, b in enumerate(manifest["buckets"]) if not intact[index]), None)
+
+    def write_readable(self) -> None:
+        """The finished rows as .jsonl, if they are asked for and not there. Raises UserError if others are there."""
+        target, output = self._config.data_jsonl_output_dir, self._config.data_arrow_output_dir
+        if target is None or is_readable_form(target, output):
+            return
+        with whole_directory(target, self._config.overwrite) as jsonl_dir:
+            write_readable(output, jsonl_dir, self._tools.tokenizer.decode)

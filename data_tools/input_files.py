@@ -33,6 +33,11 @@ class Span(NamedTuple):
     stop: int
 
 
+def shown_name(path: str | Path) -> str:
+    """A file's name as text that UTF-8 can hold, which a file's name need not be."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
 def format_of(name: str) -> Format | None:
     """The format that a file's name tells, in capitals or not; None for none of INPUT_SUFFIXES."""
     lower_name = name.lower()

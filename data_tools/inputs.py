@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from data_tools.input_files import shown_name
 from data_tools.parts import Part, digest_of
 from tokenizer_tools.outputs import read_json, write_json
 
@@ -19,7 +20,7 @@ Digests = dict[str, str]  # file -> hex digest of what it holds
 
 def part_digests(part: Part) -> list[tuple[str, str]]:
     """(file, digest) of each span."""
-    return [(str(span.path), digest_of(span)) for span in part.spans]
+    return [(shown_name(span.path), digest_of(span)) for span in part.spans]
 
 
 def file_digests(spans: Iterable[tuple[str, str]]) -> Digests:

@@ -7,6 +7,7 @@ the part is made of, so a finished part is found again by what it holds, and nev
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from data_tools.backends import BackendDiffersError, BackendName
 from data_tools.chunks import Facts, write_chunk
 from data_tools.counts import CountRow, RecordCounts
 from data_tools.encode import Encoded, chosen_documents, encode_records
+from data_tools.input_files import shown_name
 from data_tools.parts import Part, digest_of, file_digest, key_of
 from data_tools.readers import read_span
 from data_tools.records import Record, Refusal
@@ -30,6 +32,7 @@ from tokenizer_tools.command import UserError
 from tokenizer_tools.outputs import read_json, write_json
 
 CHUNK_BYTES = 2**23  # of text: what is in memory at a time
+CHUNK_DOCUMENTS = 2**16  # the same, of very short documents
 CHECK_EVERY = 512  # one document of so many is also encoded by the reference
 RECORD_NAME = "record.json"
 REFUSED_NAME = "refused.jsonl"
@@ -90,7 +93,10 @@ def _encode_part(part: Part, job: Job) -> tuple[PartRecord, bool]:
     aside = Path(tempfile.mkdtemp(prefix=f".{key[:12]}.", suffix=PARTIAL, dir=job.cache_dir))
     try:
         record = _Intake(part, job, aside).run(key, digests)
-        write_json(aside / RECORD_NAME, record)
+        for span, digest in zip(part.spans, digests, strict=True):
+            if digest_of(span) != digest:
+                raise UserError(f"{shown_name(span.path)}: changed while it was read; run the same command again")
+        write_json(aside / RECORD_NAME, {"record": record, "sha256": _digest(record)})
         shutil.rmtree(directory, ignore_errors=True)  # there only if it is damaged
         aside.rename(directory)
     finally:
@@ -101,14 +107,21 @@ def _encode_part(part: Part, job: Job) -> tuple[PartRecord, bool]:
 def finished_part(directory: Path) -> PartRecord | None:
     """The record of a part that was finished and is intact, else None."""
     try:
-        record = cast(PartRecord, read_json(directory / RECORD_NAME, "the record of an encoded part"))
+        stored = read_json(directory / RECORD_NAME, "the record of an encoded part")
     except UserError:
+        return None
+    record = cast(PartRecord, stored.get("record"))
+    if stored.get("sha256") != _digest(record) or record["key"] != directory.name:
         return None
     for chunk in record["chunks"]:
         path = directory / chunk["name"]
         if not path.is_file() or file_digest(path) != chunk["sha256"]:
             return None
     return record if (directory / REFUSED_NAME).is_file() else None
+
+
+def _digest(record: PartRecord) -> str:
+    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
 
 class _Batch(NamedTuple):
@@ -146,13 +159,13 @@ class _Intake:
                 waiting.span_indices.append(span_index)
                 waiting.records.append(item)
                 size += sum(len(segment.text) for segment in item.segments)
-                if size >= CHUNK_BYTES:
+                if size >= CHUNK_BYTES or len(waiting.records) >= CHUNK_DOCUMENTS:
                     self._encode(waiting)
                     waiting, size = _Batch([], []), 0
             self._encode(waiting)
         return {
             "key": key,
-            "files": [str(span.path) for span in self._part.spans],
+            "files": [shown_name(span.path) for span in self._part.spans],
             "digests": digests,
             "num_lines": num_lines,
             "category_names": list(self._categories),

@@ -16,6 +16,7 @@ from typing import Any, TypedDict, cast
 import numpy as np
 
 from data_tools.arrange import Arrangement
+from data_tools.buckets import groups
 from data_tools.counts import RecordCounts, RecordLedger
 from data_tools.documents import Documents
 from tokenizer_tools.command import UserError
@@ -157,9 +158,15 @@ def category_entries(
     category = documents.category[placed]
     characters = np.bincount(category, documents.text_characters[placed], minlength=len(documents.category_names))
     power = np.frexp(documents.length[placed].astype(np.float64))[1] - 1
+    members = groups(category, len(documents.category_names))
+    parts_of: dict[str, list[BucketCategory]] = {name: [] for name in documents.category_names}
+    for bucket in buckets:
+        for name, part in bucket["categories"].items():
+            parts_of[name].append(part)
+    ledgers = counts.ledgers()
     entries: dict[str, CategoryEntry] = {}
     for index, name in enumerate(documents.category_names):
-        parts = [bucket["categories"][name] for bucket in buckets if name in bucket["categories"]]
+        parts = parts_of[name]
         flow = arrangement.flows[index]
         entries[name] = {
             "tokens": {
@@ -168,11 +175,11 @@ def category_entries(
                 "dropped": dict(sorted(flow.dropped.items())),
                 "repeated": flow.repeated,
             },
-            "records": {**counts.ledger(name), "placed": sum(part["documents"] for part in parts)},
+            "records": {**ledgers[name], "placed": sum(part["documents"] for part in parts)},
             "loss_tokens": sum(part["loss_tokens"] for part in parts),
             "bytes": sum(part["bytes"] for part in parts),
             "characters": int(characters[index]),
-            "length_histogram": np.bincount(power[category == index]).tolist(),
+            "length_histogram": np.bincount(power[members[index]]).tolist(),
         }
     return entries
 

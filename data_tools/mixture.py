@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from data_tools.buckets import groups
 from tokenizer_tools.command import UserError
 
 SUFFIXES = (".json", ".yaml", ".yml")
@@ -122,8 +123,7 @@ def choose_copies(
     smallest keys, up to half of its bytes, come a third time. A further copy has a key of its own, far from the first.
     """
     documents, keys = [], []
-    for index, times in enumerate(copies.tolist()):
-        members = np.flatnonzero(category == index)
+    for members, times in zip(groups(category, len(copies)), copies.tolist(), strict=True):
         members = members[np.argsort(key[members], kind="stable")]
         ends = np.cumsum(text_bytes[members])
         whole, part = math.floor(times), times - math.floor(times)

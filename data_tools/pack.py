@@ -7,6 +7,7 @@ decreasing: the longest first, each into the open row that it leaves the least r
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +55,7 @@ def pack(lengths: np.ndarray, max_length: int) -> Packing:
 def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> np.ndarray:
     """Row of each item, [items] int64, for lengths [items] from 1 to `capacity`. O(items * log(capacity))."""
     row_of_item = np.empty(len(lengths), np.int64)
-    rows_with_room: list[list[int]] = [[] for _ in range(capacity)]
+    rows_with_room: defaultdict[int, list[int]] = defaultdict(list)
     rooms: list[int] = []  # those with a row, ascending
     num_rows = 0
     for item in np.argsort(-lengths, kind="stable").tolist():

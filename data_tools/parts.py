@@ -42,18 +42,22 @@ def plan_parts(files: Iterable[Path], options: ReadOptions) -> list[Part]:
 
 
 def digest_of(span: Span) -> str:
-    """sha256 over the bytes of a span, to the end of its last line."""
+    """sha256 over the bytes of a span, to the end of the last line that begins in it."""
     digest = hashlib.sha256()
     with Path(span.path).open("rb") as file:
-        file.seek(span.start)
+        file.seek(max(span.start - 1, 0))
+        block = file.read(1) if span.start else b"\n"
+        begins_line = block == b"\n"
         left = span.stop - span.start
         while left > 0 and (block := file.read(min(left, HASH_CHUNK_BYTES))):
             digest.update(block)
+            begins_line = begins_line or b"\n" in block
             left -= len(block)
-        while block := file.readline(HASH_CHUNK_BYTES):
-            digest.update(block)
-            if block.endswith(b"\n"):
-                break
+        if begins_line and not block.endswith(b"\n"):
+            while block := file.readline(HASH_CHUNK_BYTES):
+                digest.update(block)
+                if block.endswith(b"\n"):
+                    break
     return digest.hexdigest()
 
 
@@ -64,6 +68,12 @@ def file_digest(path: Path) -> str:
         while block := file.read(HASH_CHUNK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def is_intact(task: tuple[Path, str]) -> bool:
+    """Whether a file is there and has this sha256."""
+    path, sha256 = task
+    return path.is_file() and file_digest(path) == sha256
 
 
 def key_of(part: Part, digests: Sequence[str], settings_key: str) -> str:

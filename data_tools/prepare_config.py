@@ -123,6 +123,14 @@ def check(config: PrepareConfig) -> None:
             raise UserError(f"--data_input_dirs {path}: no such directory; name directories of text files")
     for output in config.output_dirs:
         _check_apart(output, config)
+    if config.data_cache_dir is not None:
+        _check_cache(config.data_cache_dir, config.input_dirs)
+
+
+def _check_cache(cache: Path, input_dirs: list[Path]) -> None:
+    for path in input_dirs:
+        if cache.resolve().is_relative_to(path.resolve()):
+            raise UserError(f"--data_cache_dir {cache}: lies in {path} and would be read as text; choose another place")
 
 
 def _check_apart(output: Path, config: PrepareConfig) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FREED_AHEAD_BYTES = 2**26
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("data_tools.prepare_pretrain_dataset")  # also where this file is run as a script
 
 
 @command(PrepareConfig)
@@ -47,10 +47,11 @@ def main(config: PrepareConfig) -> None:
     if _is_done(config, engine):
         discard_work(config.data_arrow_output_dir)
         logger.info("%s: already made from this very text with these flags", config.data_arrow_output_dir)
-        return
-    for output in config.output_dirs:
-        refuse_existing(output, config.overwrite)
-    print_report(engine.run(), time.monotonic() - started)
+    else:
+        for output in config.output_dirs:
+            refuse_existing(output, config.overwrite)
+        print_report(engine.run(), time.monotonic() - started)
+    engine.write_readable()
 
 
 def _settle_process() -> None:
@@ -78,17 +79,24 @@ def _find(config: PrepareConfig) -> tuple[list[Path], Counter[str]]:
 
 
 def _is_done(config: PrepareConfig, engine: Engine) -> bool:
-    """Whether the output is there, made from the same bytes with the same flags. Raises UserError if others made it."""
+    """Whether the output is there and whole, made from the same bytes with the same flags.
+
+    Raises UserError if it was made otherwise or is damaged.
+    """
     output = config.data_arrow_output_dir
     if config.overwrite or not (output / MANIFEST_NAME).is_file():
         return False
-    old, new = read_manifest(output)["settings"], json.loads(json.dumps(engine.meaning, default=str))
-    changes = changed_settings(old, new) + changed_files(read_inputs(output), engine.input_digests())
+    manifest = read_manifest(output)
+    new = json.loads(json.dumps(engine.meaning, default=str))
+    changes = changed_settings(manifest["settings"], new) + changed_files(read_inputs(output), engine.input_digests())
     if changes:
         raise UserError(
             f"{output}: exists, but was made otherwise ({'; '.join(changes)}); add --overwrite to replace it or choose "
             "another name"
         )
+    damaged = engine.damaged_bucket(manifest)
+    if damaged is not None:
+        raise UserError(f"{output / damaged}: missing or damaged; add --overwrite to make the dataset again")
     return True
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 
 from data_tools.fields import Reading, ReadOptions
-from data_tools.input_files import Span, format_of
+from data_tools.input_files import Span, format_of, shown_name
 from data_tools.json_arrays import split_array
 from data_tools.json_readers import read_json
 from data_tools.records import Record, Refusal
@@ -30,7 +30,7 @@ class SpanReader:
 
     def __init__(self, span: Span, options: ReadOptions) -> None:
         self._span = span
-        name = span.path.encode("utf-8", "backslashreplace").decode()  # a file's name need not be UTF-8
+        name = shown_name(span.path)
         self._reading = Reading(options, name)
         self.num_lines = 0
 

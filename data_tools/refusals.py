@@ -96,14 +96,18 @@ def most_refused(flag: str | None, num_read: int) -> float:
 
 
 def check_refused(flag: str | None, counts: RecordCounts, first: Refusal | None, options: ReadOptions) -> None:
-    """Raise UserError if more lines are refused than --max_refused allows, or if no document is left."""
+    """Raise UserError if more lines are refused than --max_refused allows, or if no document is left.
+
+    What cleaning leaves out is asked for, and does not count.
+    """
     said = _in_words(counts, first, options)
+    num_damaged = sum(count for (_, reason), count in counts.refused.items() if reason not in REASONS)
     ledger = counts.ledger()
     num_refused = sum(ledger["refused"].values())
     if not ledger["kept"]:
         reason = said or "every file is empty"
         raise UserError(f'no document is left: {reason}; write one {{"target": "..."}} a line')
-    if num_refused > most_refused(flag, ledger["read"]):
+    if num_damaged > most_refused(flag, ledger["read"]):
         raise UserError(
             f"{said}: more than --max_refused {flag} of {ledger['read']} lines; mend the text or raise the limit"
         )

@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,14 @@ from typing import Any
 from data_tools.inputs import changed_files, changed_settings
 from data_tools.intake import PARTIAL
 from tokenizer_tools.command import UserError
-from tokenizer_tools.outputs import finish_tree, full_disk_named, read_json, replace_directory, write_json
+from tokenizer_tools.outputs import (
+    REPLACED_SUFFIX,
+    finish_tree,
+    full_disk_named,
+    read_json,
+    replace_directory,
+    write_json,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -64,37 +71,52 @@ def work_on(output: Path, cache_dir: Path | None, overwrite: bool) -> Iterator[W
     After an error what is finished stays for the next run; a run that has finished nothing leaves nothing.
     Raises UserError if another run is at work in them.
     """
-    root = root_of(output)
+    root, target = root_of(output), output.resolve()
     work = Work(root, (cache_dir or root / "parts").resolve())
     with ExitStack() as stack:
-        for directory in (root, work.cache_dir):
-            directory.mkdir(parents=True, exist_ok=True)
-            _lock(stack, directory)
-        _remove_leftovers(work)
+        root.mkdir(parents=True, exist_ok=True)
+        _lock(stack, root)
         try:
+            work.cache_dir.mkdir(parents=True, exist_ok=True)
+            if work.cache_dir != root:
+                _lock(stack, work.cache_dir)
+            _tidy(work, target)
             for directory in (work.bins_dir, work.records_dir):
                 directory.mkdir(exist_ok=True)
             with full_disk_named(root):
                 yield work
                 finish_tree(work.bins_dir)
-            replace_directory(work.bins_dir, output.resolve(), overwrite)
+            replace_directory(work.bins_dir, target, overwrite)
         except BaseException:
             _remove_leftovers(work)
             if any(work.cache_dir.glob("*/*.arrow")):
                 logger.info("what is finished is kept in %s; the same command goes on from there", work.cache_dir)
             else:
-                shutil.rmtree(root)
+                shutil.rmtree(root, ignore_errors=True)
             raise
         shutil.rmtree(root)
 
 
 def discard_work(output: Path) -> None:
-    """Remove what a run has left that was killed after its output was in place."""
-    shutil.rmtree(root_of(output), ignore_errors=True)
+    """Remove what a run has left that was killed after its output was in place; not what another one is at work in."""
+    root = root_of(output)
+    if root.is_dir():
+        with ExitStack() as stack, suppress(UserError):
+            _lock(stack, root)
+            shutil.rmtree(root)
+
+
+def _tidy(work: Work, target: Path) -> None:
+    """What a run left half done that was killed while it wrote, or while one output took the place of another."""
+    _remove_leftovers(work)
+    replaced = work.bins_dir.with_suffix(REPLACED_SUFFIX)
+    if replaced.is_dir() and target.exists():
+        shutil.rmtree(replaced)
+    elif replaced.is_dir():
+        replaced.rename(target)
 
 
 def _remove_leftovers(work: Work) -> None:
-    """What a killed run was writing."""
     for directory in (work.root, work.cache_dir, work.records_dir):
         for leftover in directory.glob(f".*{PARTIAL}"):
             _remove(leftover)
@@ -123,6 +145,9 @@ def what_changed(cache_dir: Path, meaning: dict[str, Any], files: list[Path]) ->
     sizes = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
     now = json.loads(json.dumps({"settings": meaning, "files": sizes}, default=str))
     note = cache_dir / NOTE_NAME
-    before = read_json(note, "the note of the last run") if note.is_file() else now
+    try:
+        before = read_json(note, "the note of the last run")
+    except UserError:  # there is none, or a killed run has left half of one
+        before = now
     write_json(note, now)
     return changed_settings(before["settings"], now["settings"]) + changed_files(before["files"], now["files"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ from tokenizer_tools.command import UserError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 RAY_TIMEOUT_SECONDS = 5
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 TASKS_A_WORKER = 2  # waiting or running: none waits for its next task, and few results are held
 
 
@@ -47,7 +49,7 @@ def _in_processes(
     """Forked, so that the tokenizers that are loaded here need not be loaded again."""
     context = multiprocessing.get_context("fork")
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_ignore_interrupts)
+    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_begin, initargs=(os.getpid(),))
     running: dict[Future[Result], int] = {}
     left = iter(enumerate(tasks))
     try:
@@ -70,10 +72,18 @@ def _in_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches every process of the terminal: the parent alone decides, and ends its workers."""
+def _begin(parent: int) -> None:
+    """Ctrl-C reaches every process of the terminal: the parent alone decides, and ends its workers.
+
+    Where the system can (Linux), a worker ends with its parent, however that ends: it holds the lock of the run, too.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before the system was asked
+            os._exit(1)
 
 
 def _on_ray(function: Callable[[Task], Result], tasks: Sequence[Task], address: str) -> Iterator[tuple[int, Result]]:

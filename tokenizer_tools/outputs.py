@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 
 from tokenizer_tools.command import UserError
 
+REPLACED_SUFFIX = ".old"
 FULL_DISK_BYTES = 2**20
 FULL_DISK_WORDS = ("No space left", "quota exceeded")
 
@@ -42,9 +44,11 @@ def full_disk_named(directory: Path) -> Iterator[None]:
     """Turn any error of the block into a UserError if it comes from a full disk: safetensors and torch hide it."""
     try:
         yield
-    except (UserError, OSError):  # an OSError says what it is
+    except UserError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and (error.filename is not None or error.errno != errno.ENOSPC):
+            raise  # it says what it is
         if any(words in str(error) for words in FULL_DISK_WORDS) or shutil.disk_usage(directory).free < FULL_DISK_BYTES:
             disk = directory.parent.absolute()
             raise UserError(f"{disk}: no space left on this disk; free some or choose another one") from error
@@ -64,7 +68,7 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
 def replace_directory(aside: Path, target: Path, overwrite: bool) -> None:
     """Rename `aside` to `target`. With `overwrite` an existing target makes way; without, only an empty one does."""
     if overwrite and target.exists():
-        old = aside.with_suffix(".old")
+        old = aside.with_suffix(REPLACED_SUFFIX)
         target.rename(old)
         try:
             aside.rename(target)

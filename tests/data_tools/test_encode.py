@@ -121,6 +121,13 @@ def test_chosen_documents_are_the_same_documents(drawn: list[tuple[list[Segment]
     assert documents_of(chosen_documents(encoded, np.array(places))) == [everything[place] for place in places]
 
 
+def test_a_document_of_no_token_at_all_has_no_loss() -> None:
+    encoded = encode_records(letter_encoders(True, [], []), [plain("a"), plain(" "), plain("b")])
+    assert documents_of(encoded) == [([97], [97]), ([], []), ([98], [98])]
+    assert encoded.num_spans.tolist() == [1, 0, 1]
+    assert encoded.has_text.tolist() == [True, False, True]
+
+
 def test_gathered_lays_pieces_end_to_end() -> None:
     assert gathered(np.arange(9), np.array([7, 0, 3]), np.array([2, 0, 3])).tolist() == [7, 8, 3, 4, 5]
     assert gathered(np.arange(9), np.array([], int), np.array([], int)).tolist() == []
