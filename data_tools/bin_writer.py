@@ -46,7 +46,7 @@ def write_bin(
             np.add.at(loss_tokens, batch.document_categories, loss_tokens_of_pieces(batch))
             np.add.at(fill_histogram, (batch.row_lengths * FILL_STEPS - 1) // max_length, 1)
     sha256 = file_digest(directory / ARROW_NAME)
-    _write_state(directory, sha256)
+    write_state(directory, sha256)
     return WrittenBin(num_rows, tokens, loss_tokens, fill_histogram, sha256)
 
 
@@ -81,7 +81,7 @@ def _record_batch(batch: RowBatch, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _write_state(directory: Path, sha256: str) -> None:
+def write_state(directory: Path, sha256: str) -> None:
     """The two files beside the rows that `datasets` asks for. Features are left out: it reads them from the schema."""
     state: dict[str, Any] = {
         "_data_files": [{"filename": ARROW_NAME}],

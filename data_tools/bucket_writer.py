@@ -16,13 +16,13 @@ from typing import cast
 import numpy as np
 
 from data_tools.arrange import Arrangement
-from data_tools.bin_writer import ARROW_NAME, write_bin
+from data_tools.bin_writer import ARROW_NAME, write_bin, write_state
 from data_tools.buckets import shards
 from data_tools.chunks import read_documents
 from data_tools.documents import ChunkFile, Documents
 from data_tools.encode import labels_of
 from data_tools.manifest import BucketEntry, bucket_entry
-from data_tools.parts import file_digest
+from data_tools.parts import is_intact
 from data_tools.rows import RowBatch, Shard, row_batches
 from tokenizer_tools.command import UserError
 from tokenizer_tools.outputs import read_json
@@ -100,8 +100,10 @@ def _finished(plan: BucketPlan, name: str) -> BucketEntry | None:
     except UserError:
         return None
     path = plan.bins_dir / name / ARROW_NAME
-    is_intact = record.get("key") == plan.key and path.is_file() and file_digest(path) == record["entry"]["sha256"]
-    return record["entry"] if is_intact else None
+    if record.get("key") != plan.key or not is_intact((path, record["entry"]["sha256"])):
+        return None
+    write_state(path.parent, record["entry"]["sha256"])
+    return record["entry"]
 
 
 def _write(task: BucketTask, index: int, together: Shard | None) -> BucketEntry:

@@ -24,7 +24,7 @@ from data_tools.intake import Job, PartRecord, encode_part
 from data_tools.manifest import BucketEntry, Manifest, build_manifest, write_manifest
 from data_tools.mixture import read_mixture
 from data_tools.parts import Part, is_intact
-from data_tools.prove import fastest_exact, sample_records
+from data_tools.prove import check_backend, fastest_exact, sample_records
 from data_tools.readable import is_readable_form, write_readable
 from data_tools.refusals import REFUSED_NAME, check_refused, duplicate_refusals, refusals, write_refused
 from data_tools.report_page import write_report_page
@@ -97,6 +97,7 @@ class Engine:
         if backend == "auto":
             backend = fastest_exact(self._tools, sample_records(self._parts, self._tools))
         try:
+            check_backend(self._tools, backend)
             return self._encode(work, backend)
         except BackendDiffersError as error:
             logger.warning("warning: %s; all text is encoded again with %s", error, REFERENCE)

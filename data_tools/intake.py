@@ -24,7 +24,7 @@ from data_tools.chunks import Facts, write_chunk
 from data_tools.counts import CountRow, RecordCounts
 from data_tools.encode import Encoded, chosen_documents, encode_records
 from data_tools.input_files import shown_name
-from data_tools.parts import Part, digest_of, file_digest, key_of
+from data_tools.parts import Part, digest_of, file_digest, is_intact, key_of
 from data_tools.readers import read_span
 from data_tools.records import Record, Refusal
 from data_tools.tools import Settings, Tools, tools_of
@@ -65,6 +65,7 @@ class PartRecord(TypedDict):
     files: list[str]
     digests: list[str]
     num_lines: list[int]
+    refused_sha256: str
     category_names: list[str]
     counts: list[CountRow]
     chunks: list[ChunkRecord]
@@ -113,11 +114,9 @@ def finished_part(directory: Path) -> PartRecord | None:
     record = cast(PartRecord, stored.get("record"))
     if stored.get("sha256") != _digest(record) or record["key"] != directory.name:
         return None
-    for chunk in record["chunks"]:
-        path = directory / chunk["name"]
-        if not path.is_file() or file_digest(path) != chunk["sha256"]:
-            return None
-    return record if (directory / REFUSED_NAME).is_file() else None
+    files = [(chunk["name"], chunk["sha256"]) for chunk in record["chunks"]]
+    files.append((REFUSED_NAME, record["refused_sha256"]))
+    return record if all(is_intact((directory / name, sha256)) for name, sha256 in files) else None
 
 
 def _digest(record: PartRecord) -> str:
@@ -168,6 +167,7 @@ class _Intake:
             "files": [shown_name(span.path) for span in self._part.spans],
             "digests": digests,
             "num_lines": num_lines,
+            "refused_sha256": file_digest(self._directory / REFUSED_NAME),
             "category_names": list(self._categories),
             "counts": self._counts.rows(),
             "chunks": self._chunks,
@@ -271,8 +271,9 @@ def content_hash(record: Record) -> int:
     """64 bits over what a record holds. Clean text has no NUL: segments joined by it are no other record's."""
     if len(record.segments) == 1 and not record.is_framed:
         return xxhash.xxh3_64_intdigest(record.segments[0].text.encode())
+    is_framed = "\0" if record.is_framed else ""
     segments = (f"\0{segment.has_loss:d}{segment.is_control:d}{segment.text}" for segment in record.segments)
-    return xxhash.xxh3_64_intdigest("".join(segments).encode())
+    return xxhash.xxh3_64_intdigest((is_framed + "".join(segments)).encode())
 
 
 def _or_none(byte_offset: int | None) -> int:

@@ -66,6 +66,9 @@ def _load(path: Path) -> dict[str, Any]:
         raise UserError(f"--mixture {path}: not readable ({error}); write one category a key") from None
     if not isinstance(values, dict) or not values:
         raise UserError(f'--mixture {path}: not a mapping of categories; write {{"zh": {{"weight": 4}}, ...}}')
+    for name in values:
+        if name is None or isinstance(name, bool):  # what YAML makes of a bare `no`
+            raise UserError(f"--mixture {path}: the category {name!r} is no text; put it in quotes")
     return {str(name): value for name, value in values.items()}
 
 
@@ -103,14 +106,17 @@ def check_names(mixture: Mixture, categories: list[str]) -> None:
 
 
 def copies_of(mixture: Mixture, num_bytes: Mapping[str, int]) -> dict[str, float]:
-    """How often each category is read on average (2.5: all of it twice, half of it a third time), from its bytes."""
+    """How often each category is read on average (2.5: all of it twice, half of it a third time), from its bytes.
+
+    A category of which there is nothing, with all that cleaning has left out, takes no part in the shares.
+    """
     wishes = {name: mixture.get(name, Wish()) for name in num_bytes}
     available = {name: min(num_bytes[name] * wish.repeats, wish.max_bytes) for name, wish in wishes.items()}
-    weights = {name: wish.weight for name, wish in wishes.items() if wish.weight}
+    weights = {name: wish.weight for name, wish in wishes.items() if wish.weight and available[name]}
     taken = available
     if any(wish.weight is not None for wish in wishes.values()):
         scale = min((available[name] / weight for name, weight in weights.items()), default=0.0)
-        taken = {name: scale * (wish.weight or 0.0) for name, wish in wishes.items()}
+        taken = {name: scale * weights.get(name, 0.0) for name in wishes}
     return {name: taken[name] / num_bytes[name] if num_bytes[name] else 0.0 for name in num_bytes}
 
 

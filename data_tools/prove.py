@@ -15,6 +15,7 @@ from data_tools.parts import Part
 from data_tools.readers import read_span
 from data_tools.records import Record
 from data_tools.tools import Tools
+from tokenizer_tools.command import UserError
 
 SAMPLE_PLACES = 32
 RECORDS_A_PLACE = 8
@@ -42,6 +43,17 @@ def _beginning(span: Span) -> Span:
 
 def _num_characters(record: Record) -> int:
     return sum(len(segment.text) for segment in record.segments)
+
+
+def check_backend(tools: Tools, name: BackendName) -> None:
+    """Raise UserError if the user's choice of a library cannot take the tokenizer."""
+    try:
+        tools.encoders(name).start(["text"])
+    except BackendDiffersError:
+        raise  # then the reference is used
+    except Exception as error:  # a library may refuse a tokenizer in any way it likes
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"--backend {name}: cannot take this tokenizer ({reason}); choose auto") from None
 
 
 def fastest_exact(tools: Tools, records: Sequence[Record]) -> BackendName:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_tools.input_files import shown_name
 from data_tools.inputs import changed_files, changed_settings
 from data_tools.intake import PARTIAL
 from tokenizer_tools.command import UserError
@@ -142,7 +143,7 @@ def _lock(stack: ExitStack, directory: Path) -> None:
 
 def what_changed(cache_dir: Path, meaning: dict[str, Any], files: list[Path]) -> list[str]:
     """What is different from the last run in this cache, in words; nothing if there was none. Notes this run."""
-    sizes = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
+    sizes = {shown_name(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in files}
     now = json.loads(json.dumps({"settings": meaning, "files": sizes}, default=str))
     note = cache_dir / NOTE_NAME
     try:

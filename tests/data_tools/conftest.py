@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from data_tools import prepare_pretrain_dataset
+from data_tools import bucket_writer, parts, prepare_pretrain_dataset
 
 WORDS = [
     "the",
@@ -35,6 +35,7 @@ WORDS = [
 
 Documents = list[dict[str, str]]
 Prepare = Callable[..., Path]
+Run = Callable[..., int]
 
 
 def make_documents(num_documents: int, seed: int = 0) -> Documents:
@@ -78,3 +79,22 @@ def prepare(tmp_path: Path, tiny_tokenizer_dir: Path, corpus_dir: Path) -> Prepa
         return tmp_path / name
 
     return run
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command on a corpus of some parts and buckets, each a task of its own."""
+    monkeypatch.setattr(parts, "PART_BYTES", 20_000)
+    monkeypatch.setattr(bucket_writer, "SHARD_TOKENS", 4_000)
+    documents = make_documents(200)
+    (tmp_path / "corpus").mkdir()
+    write_documents(tmp_path / "corpus" / "a.jsonl", documents[:150])
+    write_documents(tmp_path / "corpus" / "b.jsonl", [*documents[150:], {"target": ""}])
+
+    def command(name: str = "out", **flags: Any) -> int:
+        defaults = {"data_input_dirs": tmp_path / "corpus", "tokenizer_dir": tiny_tokenizer_dir, "num_workers": 1}
+        defaults |= {"max_length": 128, "num_spliced_dataset_bins": 3, "data_arrow_output_dir": tmp_path / name}
+        words = [word for flag, value in (defaults | flags).items() for word in (f"--{flag}", str(value))]
+        return prepare_pretrain_dataset.main(words)
+
+    return command

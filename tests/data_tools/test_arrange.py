@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from data_tools.arrange import Arrangement, LongDocuments, arrange
 from data_tools.documents import Documents
 from data_tools.mixture import Mixture, Wish
+from tokenizer_tools.command import UserError
 
 
 def make_documents(items: list[tuple[int, int]], seed: int = 0) -> Documents:
@@ -20,7 +21,8 @@ def make_documents(items: list[tuple[int, int]], seed: int = 0) -> Documents:
     category, length = np.array(items, np.int64).reshape(-1, 2).T
     hashes = np.random.default_rng(seed).integers(0, 2**64, len(items), np.uint64)
     index = np.arange(len(items), dtype=np.int32)
-    return Documents([], list("abc"), index, index, hashes, category, length, length, length * 3, length)
+    first_loss = np.zeros(len(items), np.int64)
+    return Documents([], list("abc"), index, index, hashes, category, length, length, first_loss, length * 3, length)
 
 
 items_strategy = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 300)), min_size=1, max_size=60)
@@ -35,7 +37,18 @@ def test_the_ledger_closes_for_anything(
     kept = np.array(data.draw(st.lists(st.booleans(), min_size=len(items), max_size=len(items))))
     mode: LongDocuments = data.draw(st.sampled_from(["split", "truncate", "drop"]))
     mixture: Mixture = dict(zip("abc", wishes, strict=True))
-    found = arrange(documents, kept, num_buckets=num_buckets, max_length=100, long_documents=mode, mixture=mixture)
+    first_loss = data.draw(st.lists(st.integers(0, 150), min_size=len(items), max_size=len(items)))
+    first_loss = np.minimum(np.array(first_loss), documents.length - 1)
+    documents = dataclasses.replace(documents, first_loss=first_loss, loss_tokens=documents.length - first_loss)
+    try:
+        found = arrange(documents, kept, num_buckets=num_buckets, max_length=100, long_documents=mode, mixture=mixture)
+    except UserError as error:
+        assert "no document is left for the bins" in str(error)
+        fits = documents.length <= 100 if mode == "drop" else first_loss < 100
+        wishes_of = [mixture["abc"[category]] for category, _ in items]
+        wished = np.array([wish.repeats >= 1 and wish.max_bytes > 10**6 for wish in wishes_of])
+        assert mode == "split" or not (kept & fits & wished).any()
+        return
     in_bins = np.bincount(documents.category[found.document], found.length, minlength=3).astype(int).tolist()
     for index, flow in enumerate(found.flows):
         assert flow.come_in == in_bins[index] + sum(flow.dropped.values())
@@ -51,6 +64,7 @@ def test_the_ledger_closes_for_anything(
         assert (found.length == lengths).all()
     elif mode == "truncate":
         assert (found.length == np.minimum(lengths, 100)).all()
+        assert (documents.first_loss[found.document] < 100).all()
     else:
         assert (found.length == lengths).all() and (lengths <= 100).all()
 

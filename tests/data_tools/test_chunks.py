@@ -89,12 +89,16 @@ def test_a_chunk_is_compressed(directory: Path) -> None:
 
 def test_columns_are_read_back(directory: Path) -> None:
     facts = make_facts(50, sketch_values=7)
-    encoded = make_encoded([9] * 50, [[0, 3, 5, 6]] * 49 + [[]], 70000)
+    encoded = make_encoded([9] * 50, [[2, 5, 7, 8]] * 49 + [[]], 70000)
     write_chunk(directory / "c.arrow", facts, encoded, np.dtype(np.uint32))
     names = (*chunks.SMALL_COLUMNS, *chunks.PLACE_COLUMNS, "sketch")
     columns = read_columns(directory / "c.arrow", names)
     for name in names:
-        expected = {"length": encoded.lengths, "loss_tokens": np.array([4] * 49 + [0])}
+        expected = {
+            "length": encoded.lengths,
+            "loss_tokens": np.array([4] * 49 + [0]),
+            "first_loss": np.array([2] * 49 + [9]),
+        }
         assert np.array_equal(columns[name], expected[name] if name in expected else getattr(facts, name)), name
 
 

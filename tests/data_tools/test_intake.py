@@ -92,7 +92,7 @@ def test_documents_lie_in_chunks_sorted_by_content_each_once_with_its_place(
     assert counts.ledger() == {"read": 60, "kept": 60, "refused": {}}
     for name in ("en", "poetry", "zh"):
         count = sum(document["category"] == name for document in documents)
-        assert counts.ledger(name) == {"read": count, "kept": count, "refused": {}}
+        assert counts.ledgers()[name] == {"read": count, "kept": count, "refused": {}}
 
 
 def test_equal_documents_lie_in_the_order_of_their_categories(tmp_path: Path, encode_files: EncodeFiles) -> None:

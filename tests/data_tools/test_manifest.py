@@ -75,7 +75,7 @@ def test_counts_can_be_sent_and_added() -> None:
         total.add([(c, w, n) for c, w, n in json.loads(json.dumps(counts.rows()))])
     assert total.ledger() == {"read": 8, "kept": 4, "refused": {"empty_target": 2, "invalid_json": 2}}
     total.refuse_kept("a", "near_duplicate", 3)
-    assert total.ledger("a") == {"read": 6, "kept": 1, "refused": {"empty_target": 2, "near_duplicate": 3}}
+    assert total.ledgers()["a"] == {"read": 6, "kept": 1, "refused": {"empty_target": 2, "near_duplicate": 3}}
 
 
 def test_counts_close_with_lines_of_no_category() -> None:
@@ -86,7 +86,12 @@ def test_counts_close_with_lines_of_no_category() -> None:
     assert counts.category_names == ["a", "b"]
     assert list(counts.ledger()["refused"]) == ["empty_target", "invalid_json"]
     assert counts.ledger() == {"read": 6, "kept": 2, "refused": {"empty_target": 2, "invalid_json": 2}}
-    assert counts.ledger("a") == {"read": 1, "kept": 0, "refused": {"empty_target": 1}}
+    assert counts.ledgers() == {
+        "a": {"read": 1, "kept": 0, "refused": {"empty_target": 1}},
+        "b": {"read": 3, "kept": 2, "refused": {"empty_target": 1}},
+    }
+    counts.refuse_kept("b", "near_duplicate", 0)
+    assert "near_duplicate" not in counts.ledger()["refused"]
 
 
 @pytest.mark.parametrize("change", [{"version": 2}, {"version": None}, {"buckets": ...}])

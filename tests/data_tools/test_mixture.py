@@ -113,6 +113,8 @@ def test_a_file_of_either_kind_is_read(tmp_path: Path) -> None:
         ("m.json", "{}", "not a mapping of categories"),
         ("m.json", '{"zh": 3}', "zh: 3 is no mapping"),
         ("m.json", '{"zh": {"wieght": 3}}', "zh: unknown key 'wieght'; choose from weight, max_bytes, repeats"),
+        ("m.yaml", "no: {weight: 1}", "the category False is no text; put it in quotes"),
+        ("m.yaml", "~: {weight: 1}", "the category None is no text; put it in quotes"),
         ("m.json", '{"zh": {"weight": -1}}', "zh: weight -1; give a number of 0 or more"),
         ("m.json", '{"zh": {"weight": "3"}}', "zh: weight '3'"),
         ("m.json", '{"zh": {"weight": true}}', "zh: weight True"),

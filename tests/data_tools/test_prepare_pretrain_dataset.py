@@ -328,7 +328,7 @@ def test_more_refused_lines_than_allowed_stop_the_run(
         said = capsys.readouterr().err.splitlines()
         if code:
             place = f"refused 8 empty_target, the first at {corpus_dir}/bad.jsonl:1 (target holds nothing but blanks)"
-            assert f"{place}: more than --max_refused {limit} of 208 lines" in said[-1]
+            assert f"{place}: 8 are more than --max_refused {limit} of 208 lines" in said[-1]
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3])

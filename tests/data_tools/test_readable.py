@@ -15,7 +15,8 @@ def test_rows_documents_and_labels_are_those_of_the_bins(prepare: Prepare, tmp_p
     (tmp_path / "rows").mkdir()
     write_readable(directory, tmp_path / "rows", lambda ids: "龘" + " ".join(map(str, ids)))
     opened = open_bins([directory])
-    assert sorted(path.name for path in (tmp_path / "rows").iterdir()) == [f"{p.path.name}.jsonl" for p in opened.bins]
+    names = ["manifest.json", *(f"{part.path.name}.jsonl" for part in opened.bins)]
+    assert sorted(path.name for path in (tmp_path / "rows").iterdir()) == names
     for part in opened.bins:
         text = (tmp_path / "rows" / f"{part.path.name}.jsonl").read_text(encoding="utf-8")
         assert "龘" in text  # not an escape

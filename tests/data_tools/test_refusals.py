@@ -106,17 +106,18 @@ FIRST = Refusal("a.jsonl", 7, 0, "too_short", "c")
 
 
 def test_as_many_as_allowed_are_allowed_and_told(caplog: pytest.LogCaptureFixture) -> None:
-    counts = make_counts(8, too_short=1, empty_target=1)
+    counts = make_counts(7, too_short=1, empty_target=1, invalid_json=1)
     for flag in (None, "2", "0.2"):
         check_refused(flag, counts, FIRST, ReadOptions())
-    said = "refused 1 empty_target, 1 too_short, the first at a.jsonl:7 (fewer characters than --min_characters)"
+    meaning = "fewer characters than --min_characters"
+    said = f"refused 1 empty_target, 1 invalid_json, 1 too_short, the first at a.jsonl:7 ({meaning})"
     assert [record.getMessage() for record in caplog.records] == [
         f"warning: {said}; all are listed in refused.jsonl of the output"
     ] * 3
     for flag in ("1", "0.19"):
         with pytest.raises(UserError) as caught:
             check_refused(flag, counts, FIRST, ReadOptions())
-        assert str(caught.value).startswith(f"{said}: more than --max_refused {flag} of 10 lines; ")
+        assert str(caught.value).startswith(f"{said}: 2 are more than --max_refused {flag} of 10 lines; ")
 
 
 def test_nothing_is_said_if_nothing_is_refused(caplog: pytest.LogCaptureFixture) -> None:

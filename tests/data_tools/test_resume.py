@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,32 +16,11 @@ import xxhash
 
 from data_tools import backends, bucket_writer, intake, parts, prepare_pretrain_dataset
 from data_tools.work import root_of
-from tests.data_tools.conftest import make_documents, write_documents
-
-Run = Callable[..., int]
+from tests.data_tools.conftest import Run, make_documents, write_documents
 
 
 def files_of(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-
-
-@pytest.fixture
-def run(tmp_path: Path, tiny_tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """The command on a corpus of some parts and buckets, each a task of its own."""
-    monkeypatch.setattr(parts, "PART_BYTES", 20_000)
-    monkeypatch.setattr(bucket_writer, "SHARD_TOKENS", 4_000)
-    documents = make_documents(200)
-    (tmp_path / "corpus").mkdir()
-    write_documents(tmp_path / "corpus" / "a.jsonl", documents[:150])
-    write_documents(tmp_path / "corpus" / "b.jsonl", [*documents[150:], {"target": ""}])
-
-    def command(name: str = "out", **flags: Any) -> int:
-        defaults = {"data_input_dirs": tmp_path / "corpus", "tokenizer_dir": tiny_tokenizer_dir, "num_workers": 1}
-        defaults |= {"max_length": 128, "num_spliced_dataset_bins": 3, "data_arrow_output_dir": tmp_path / name}
-        words = [word for flag, value in (defaults | flags).items() for word in (f"--{flag}", str(value))]
-        return prepare_pretrain_dataset.main(words)
-
-    return command
 
 
 def killed_at(moment: int, run: Run, directory: Path, **flags: Any) -> bool:

@@ -19,9 +19,9 @@ from data_tools import buckets, intake, prepare_pretrain_dataset, work
 from data_tools.manifest import read_manifest
 from data_tools.parts import digest_of
 from data_tools.work import root_of
-from tests.data_tools.conftest import Documents, Prepare, write_documents
+from tests.data_tools.conftest import Documents, Prepare, Run, write_documents
 from tests.data_tools.test_prepare_pretrain_dataset import written_sequences
-from tests.data_tools.test_resume import Run, files_of, interrupted, messages, run  # noqa: F401  (a fixture)
+from tests.data_tools.test_resume import files_of, interrupted, messages
 
 SCRIPT = Path(prepare_pretrain_dataset.__file__)
 
@@ -29,7 +29,7 @@ SCRIPT = Path(prepare_pretrain_dataset.__file__)
 def processes_of(group: int) -> list[int]:
     """The processes of a group that have not ended."""
     found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
+    for name in (path.name for path in Path("/proc").iterdir() if path.name.isdigit()):
         try:
             fields = Path("/proc", name, "stat").read_text().rpartition(")")[2].split()
         except OSError:
@@ -77,7 +77,7 @@ def test_a_document_larger_than_what_is_in_memory_at_a_time(prepare: Prepare, tm
     assert [(s.start, s.stop) for s in buckets.shards(np.array([9_000_000, 5]), 2**23)] == [(0, 2)]
 
 
-def test_a_finished_output_does_not_cost_a_live_run_its_work(tmp_path: Path, run: Run) -> None:  # noqa: F811
+def test_a_finished_output_does_not_cost_a_live_run_its_work(tmp_path: Path, run: Run) -> None:
     assert run() == 0
     answers: list[int] = []
 
@@ -155,7 +155,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_taken_for_what_it_was(
 
 
 @pytest.mark.parametrize("moment", ["between", "behind"])
-def test_killed_while_one_output_takes_the_place_of_another(tmp_path: Path, run: Run, moment: str) -> None:  # noqa: F811
+def test_killed_while_one_output_takes_the_place_of_another(tmp_path: Path, run: Run, moment: str) -> None:
     assert run() == 0
     old = files_of(tmp_path / "out")
     assert interrupted(run, overwrite=True, max_length=64) == 130
@@ -264,7 +264,7 @@ def test_a_row_can_be_of_any_length(prepare: Prepare) -> None:
 
 
 @pytest.mark.parametrize("content", ["{}", "", '{"record": {"key": 1}, "sha256": ""}', "CHANGED"])
-def test_a_record_that_is_not_what_was_written_counts_as_none(tmp_path: Path, run: Run, content: str) -> None:  # noqa: F811
+def test_a_record_that_is_not_what_was_written_counts_as_none(tmp_path: Path, run: Run, content: str) -> None:
     assert interrupted(run) == 130
     path = sorted(root_of(tmp_path / "out").glob("parts/*/record.json"))[0]
     old = path.read_text()
@@ -276,7 +276,7 @@ def test_a_record_that_is_not_what_was_written_counts_as_none(tmp_path: Path, ru
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
-def test_a_run_that_is_refused_the_cache_leaves_nothing(tmp_path: Path, run: Run) -> None:  # noqa: F811
+def test_a_run_that_is_refused_the_cache_leaves_nothing(tmp_path: Path, run: Run) -> None:
     (tmp_path / "cache").write_text("a file")
     assert run(data_cache_dir=tmp_path / "cache") == 2
     assert not root_of(tmp_path / "out").exists()
