@@ -23,15 +23,17 @@ def assign_buckets(category: np.ndarray, loss_tokens: np.ndarray, key: np.ndarra
     """Bucket of each document, [documents] int64, from [documents] arrays: category, loss-bearing tokens, uint64 key.
 
     The heaviest bin of a category joins the bucket that is lightest so far: what one category cannot balance (fewer
-    documents than buckets, one very long document) the next ones even out.
+    documents than buckets, one very long document) the next ones even out. Level bins stay in their order, so that a
+    bucket has the same range of keys in every category.
     """
     bucket = np.empty(len(category), np.int64)
     bucket_loads = np.zeros(num_buckets, np.int64)
     for members in groups(category, int(category.max(initial=-1)) + 1):
         members = members[np.argsort(key[members], kind="stable")]
         bin_of_member, bin_loads = balanced_bins(loss_tokens[members], num_buckets)
-        bucket_of_bin = np.empty(num_buckets, np.int64)
-        bucket_of_bin[np.argsort(-bin_loads, kind="stable")] = np.argsort(bucket_loads, kind="stable")
+        bucket_of_bin = np.arange(num_buckets)
+        if bin_loads.max() - bin_loads.min() > LEVEL_SHARE * bin_loads.mean():
+            bucket_of_bin[np.argsort(-bin_loads, kind="stable")] = np.argsort(bucket_loads, kind="stable")
         bucket[members] = bucket_of_bin[bin_of_member]
         bucket_loads[bucket_of_bin] += bin_loads
     return bucket

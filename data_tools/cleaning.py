@@ -131,10 +131,14 @@ def _check_companions(config: CleaningConfig) -> None:
 
 
 class Cleaner:
-    """What each worker does with its texts. Raises UserError if the evaluation set cannot be read."""
+    """What each worker does with its texts; nothing unless it `is_on`.
+
+    Raises UserError if the evaluation set cannot be read.
+    """
 
     def __init__(self, config: CleaningConfig) -> None:
         self._config = config
+        self.is_on = config != CleaningConfig()
         self._evaluation = None
         if config.decontaminate is not None:
             self._evaluation = ngrams_of_evaluation(evaluation_texts(config.decontaminate), config.decontaminate_ngram)

@@ -198,7 +198,8 @@ class _Intake:
 
     def _encode(self, batch: _Batch) -> None:
         """Clean, sort by content, encode and write one chunk."""
-        batch = self._without(batch, self._tools.cleaner.faults([_text_of(record) for record in batch.records]))
+        if self._tools.cleaner.is_on:
+            batch = self._without(batch, self._tools.cleaner.faults([_text_of(record) for record in batch.records]))
         hashes = np.array([content_hash(record) for record in batch.records], np.uint64)
         ranks = {name: rank for rank, name in enumerate(sorted({record.category for record in batch.records}))}
         order = np.lexsort((np.array([ranks[record.category] for record in batch.records], np.int64), hashes))
@@ -227,7 +228,7 @@ class _Intake:
             span=np.array(batch.span_indices, np.int32),
             line_number=np.array([record.line_number for record in records], np.int64),
             byte_offset=np.array([_or_none(record.byte_offset) for record in records], np.int64),
-            sketch=self._tools.cleaner.sketches([_text_of(record) for record in records]),
+            sketch=self._tools.cleaner.sketches(list(map(_text_of, records)) if self._tools.cleaner.is_on else []),
         )
 
     def _check(self, batch: _Batch, hashes: np.ndarray, encoded: Encoded) -> None:

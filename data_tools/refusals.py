@@ -109,8 +109,8 @@ def check_refused(flag: str | None, counts: RecordCounts, first: Refusal | None,
         raise UserError(f'no document is left: {reason}; write one {{"target": "..."}} a line')
     if num_damaged > most_refused(flag, ledger["read"]):
         raise UserError(
-            f"{said}: {num_damaged} are more than --max_refused {flag} of {ledger['read']} lines; mend the text or raise "
-            "the limit"
+            f"{said}: {num_damaged} are more than --max_refused {flag} of {ledger['read']} lines; mend the text or "
+            "raise the limit"
         )
     if num_refused:
         logger.warning("warning: %s; all are listed in %s of the output", said, REFUSED_NAME)

@@ -121,12 +121,8 @@ class TextEncoder:
         }
 
     @cached_property
-    def _start(self) -> Tokenizer:
-        """Made when it is asked for, as the other one: a large vocabulary takes a second."""
-        return _backend(self.layout())
-
-    @cached_property
     def _inside(self) -> Tokenizer:
+        """Made when it is asked for: a large vocabulary takes a second."""
         return _backend(self.layout(continuation=True))
 
     def layout(self, continuation: bool = False) -> str:
@@ -145,8 +141,20 @@ class TextEncoder:
 
     def encode_batch(self, texts: Sequence[str], continuation: bool = False) -> list[list[int]]:
         """One list of ids a text. A `continuation` goes on after other text: no blank is put before its first word."""
-        backend = self._inside if continuation else self._start
-        return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        if continuation:
+            return _ids(self._inside, texts)
+        backend = self._tokenizer.backend_tokenizer
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = True
+        try:
+            return _ids(backend, texts)
+        finally:
+            backend.encode_special_tokens = False
+
+
+def _ids(backend: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
 def _backend(layout: str) -> Tokenizer:
