@@ -31,13 +31,14 @@ from data_tools.report_page import write_report_page
 from data_tools.survey import plan_mixture, print_plan, survey_part
 from data_tools.tools import Settings, Tools, digest_of_meaning, tools_of
 from data_tools.work import Work, what_changed, work_on
-from data_tools.workers import run_tasks
+from data_tools.workers import num_cpus, run_tasks
 from tokenizer_tools.outputs import whole_directory
 
 if TYPE_CHECKING:
     from data_tools.prepare_config import PrepareConfig
 
 REPORT_NAME = "report.html"
+BYTES_A_WORKER = 2**26  # less text is read before a second process has paid for itself
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -54,6 +55,8 @@ class Engine:
         self._skipped = dict(sorted(skipped.items()))
         self._settings = Settings(config.tokenizer_dir, config.read_options, config.cleaning)
         self._tools: Tools = tools_of(self._settings)
+        num_bytes = sum(part.num_bytes for part in parts)
+        self._num_workers = config.num_workers or max(1, min(num_cpus(), num_bytes // BYTES_A_WORKER))
         self._mixture = {} if config.mixture is None else read_mixture(config.mixture)
 
     @property
@@ -62,7 +65,7 @@ class Engine:
         return self._tools.meaning() | self._config.arrangement
 
     def _run_tasks(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[int, Result]]:
-        return run_tasks(function, tasks, self._config.num_workers, self._config.ray_address)
+        return run_tasks(function, tasks, self._num_workers, self._config.ray_address)
 
     def input_digests(self) -> dict[str, str]:
         """A digest of each input file."""

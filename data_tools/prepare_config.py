@@ -10,7 +10,6 @@ from data_tools.cleaning import CleaningConfig
 from data_tools.fields import ReadOptions
 from data_tools.mixture import as_json, read_mixture
 from data_tools.refusals import most_refused
-from data_tools.workers import num_cpus
 from tokenizer_tools.command import UserError
 
 MIN_LENGTH = 8
@@ -61,8 +60,8 @@ class PrepareConfig:
     """Seed of the order of rows within a bucket"""
     backend: Literal["auto", "gigatoken", "sentencepiece", "tokenizers"] = "auto"
     """Library that encodes; auto: the fastest that gives the tokenizer's own ids on a sample of the text"""
-    num_workers: int = field(default_factory=num_cpus)
-    """Processes; the same bytes come out for any number"""
+    num_workers: int | None = None
+    """Processes; the same bytes come out for any number. Default: one for every 64 MiB of files, at most all CPUs"""
     ray_address: str | None = None
     """Work on a Ray cluster (auto, or host:port); input, cache and output have to lie on a shared file system"""
     overwrite: bool = False
@@ -112,8 +111,9 @@ def check(config: PrepareConfig) -> None:
         raise UserError(f"--num_spliced_dataset_bins {config.num_spliced_dataset_bins}: choose 1 to {MAX_BINS}")
     for name in ("seed", "max_document_bytes", "num_workers"):
         least = 0 if name == "seed" else 1
-        if getattr(config, name) < least:
-            raise UserError(f"--{name} {getattr(config, name)}: choose {least} or more")
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value}: choose {least} or more")
     most_refused(config.max_refused, 0)
     config.cleaning.check()
     if not config.input_dirs:
