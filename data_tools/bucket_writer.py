@@ -20,7 +20,7 @@ from data_tools.bin_writer import ARROW_NAME, write_bin, write_state
 from data_tools.buckets import shards
 from data_tools.chunks import read_documents
 from data_tools.documents import ChunkFile, Documents
-from data_tools.encode import labels_of
+from data_tools.encode import bears_loss_whole, labels_of
 from data_tools.manifest import BucketEntry, bucket_entry
 from data_tools.parts import is_intact
 from data_tools.rows import RowBatch, Shard, row_batches
@@ -153,7 +153,7 @@ def _read(task: BucketTask, entries: slice) -> Shard:
     first_token[order] = np.cumsum(lengths) - lengths
     return Shard(
         tokens=np.concatenate([part.tokens for part in parts]).astype(task.common.dtype, copy=False),
-        labels=np.concatenate([labels_of(part) for part in parts]),
+        labels=None if all(map(bears_loss_whole, parts)) else np.concatenate([labels_of(part) for part in parts]),
         first_token=first_token,
         category=task.category[entries],
         lengths=task.length[entries],

@@ -228,6 +228,11 @@ def gathered(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.
     return np.concatenate(pieces) if pieces else values[:0]
 
 
+def bears_loss_whole(encoded: Encoded) -> bool:
+    """Whether every token bears loss, as in most corpora."""
+    return int((encoded.spans[1::2] - encoded.spans[0::2]).sum()) == len(encoded.tokens)
+
+
 def labels_of(encoded: Encoded) -> np.ndarray:
     """[tokens] int32: the ids themselves, IGNORED_LABEL for those that bear no loss."""
     origin = np.repeat(np.cumsum(encoded.lengths) - encoded.lengths, encoded.num_spans)

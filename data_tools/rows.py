@@ -33,11 +33,12 @@ class RowBatch:
 class Shard:
     """Documents in memory: `tokens` and `labels` [tokens], and where each begins, `first_token` [documents] int64.
 
+    `labels` are None where every token bears loss: they are the tokens then.
     `category` and `lengths` are [documents] int64; no more than `lengths` tokens of a document are used.
     """
 
     tokens: np.ndarray
-    labels: np.ndarray
+    labels: np.ndarray | None
     first_token: np.ndarray
     category: np.ndarray
     lengths: np.ndarray
@@ -59,9 +60,10 @@ def _gather(shard: Shard, packing: Packing, rows: np.ndarray) -> RowBatch:
     lengths = packing.stop[pieces] - packing.start[pieces]
     starts = shard.first_token[document] + packing.start[pieces]
     row_ends = np.cumsum(lengths)[np.cumsum(row_pieces) - 1]
+    input_ids = gathered(shard.tokens, starts, lengths)
     return RowBatch(
-        input_ids=gathered(shard.tokens, starts, lengths),
-        labels=gathered(shard.labels, starts, lengths),
+        input_ids=input_ids,
+        labels=input_ids.astype(np.int32) if shard.labels is None else gathered(shard.labels, starts, lengths),
         document_lengths=lengths.astype(np.int32),
         document_categories=shard.category[document].astype(np.int32),
         row_lengths=np.diff(row_ends, prepend=0),

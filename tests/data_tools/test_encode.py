@@ -15,6 +15,7 @@ from data_tools.backends import Encode, Ids, laid_end_to_end
 from data_tools.encode import (
     Encoded,
     Encoders,
+    bears_loss_whole,
     chosen_documents,
     encode_records,
     gathered,
@@ -171,3 +172,9 @@ def test_text_behind_a_control_token_is_what_the_tokenizer_makes_of_the_whole(
     segments = [s for text in texts for s in ((bos, True, True), (text, True, False), (eos, True, True))]
     ids, _ = encode_one(tokenizer, make_record(*(Segment(*segment) for segment in segments), is_framed=True))
     assert ids == tokenizer("".join(bos + text + eos for text in texts), add_special_tokens=False)["input_ids"]
+
+
+@given(st.lists(st.tuples(segments_strategy, st.booleans())))
+def test_whether_every_token_bears_loss_is_told_from_the_spans(drawn: list[tuple[list[Segment], bool]]) -> None:
+    encoded = encode_records(letter_encoders(True), [make_record(*s, is_framed=framed) for s, framed in drawn])
+    assert bears_loss_whole(encoded) == (-100 not in labels_of(encoded))
