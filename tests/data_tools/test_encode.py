@@ -176,5 +176,6 @@ def test_text_behind_a_control_token_is_what_the_tokenizer_makes_of_the_whole(
 
 @given(st.lists(st.tuples(segments_strategy, st.booleans())))
 def test_whether_every_token_bears_loss_is_told_from_the_spans(drawn: list[tuple[list[Segment], bool]]) -> None:
-    encoded = encode_records(letter_encoders(True), [make_record(*s, is_framed=framed) for s, framed in drawn])
+    records = [make_record(*segments, is_framed=is_framed) for segments, is_framed in drawn]
+    encoded = encode_records(letter_encoders(True, [1], [2]), records)
     assert bears_loss_whole(encoded) == (-100 not in labels_of(encoded))
