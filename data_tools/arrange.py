@@ -63,6 +63,8 @@ def arrange(
     num_categories = len(documents.category_names)
     num_bytes = np.bincount(category, documents.text_bytes[chosen], minlength=num_categories)
     by_name = {name: int(count) for name, count in zip(documents.category_names, num_bytes, strict=True)}
+    for name in (name for name, wish in mixture.items() if wish.weight and not by_name.get(name)):
+        logger.warning("warning: nothing of %r is left to mix in; the other categories share its weight", name)
     copies = np.array(list(copies_of(mixture, by_name).values()))
     entry, key = choose_copies(category, documents.text_bytes[chosen], documents.hash[chosen], copies)
     entry = chosen[entry]

@@ -247,6 +247,21 @@ def test_a_category_that_is_wished_for_and_not_placed_is_named(
     assert "no document of 'en' is placed" in messages(caplog)
 
 
+def test_a_weighted_category_that_cleaning_leaves_nothing_of_does_not_cost_the_others(
+    tmp_path: Path, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "mixture.json").write_text(
+        json.dumps({name: {"weight": 1} for name in ("en", "poetry", "short", "zh")})
+    )
+    with (tmp_path / "corpus" / "a.jsonl").open("a") as file:
+        file.write('{"target": "tiny", "category": "short"}\n')
+    assert run(mixture=tmp_path / "mixture.json", min_characters=6) == 0
+    assert "nothing of 'short' is left to mix in" in messages(caplog)
+    categories = read_manifest(tmp_path / "out")["categories"]
+    num_bytes = [categories[name]["bytes"] for name in ("en", "poetry", "zh")]
+    assert min(num_bytes) > 0.9 * max(num_bytes) > 0
+
+
 def test_many_short_documents_are_not_in_memory_at_once(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake, "CHUNK_DOCUMENTS", 30)
     with mock.patch.object(intake, "write_chunk", wraps=intake.write_chunk) as written:
