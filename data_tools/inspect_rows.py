@@ -17,7 +17,7 @@ from simple_parsing import field
 
 from data_tools.bins import Bin, Bins, open_bins
 from data_tools.encode import IGNORED_LABEL
-from data_tools.visible import visible, visible_name
+from data_tools.visible import terminal, visible, visible_name
 from tokenizer_tools.command import UserError, command
 from tokenizer_tools.tokenizer import TextEncoder, fingerprint, load_tokenizer
 
@@ -182,9 +182,7 @@ class RowReader:
 
 def print_rows(opened: Bin, rows: dict[int, list[Document]]) -> None:
     """The rows on stdout, coloured where that is possible."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    console = terminal()
     has_colours = console.color_system is not None and not console.no_color
     for number, documents in rows.items():
         print(_styled(console, _title(opened, number, documents)))
@@ -195,7 +193,7 @@ def print_rows(opened: Bin, rows: dict[int, list[Document]]) -> None:
 
 
 def _styled(console: Console, text: Text) -> str:
-    """What the console would print. It is not let: it ends the program where a reader has left (`| head`)."""
+    """What the console would print, markup and all."""
     with console.capture() as captured:
         console.print(text, soft_wrap=True, end="")
     return captured.get()

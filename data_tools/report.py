@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from data_tools.manifest import CategoryEntry, Manifest
-from data_tools.visible import visible_name
+from data_tools.visible import terminal, visible_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,13 +25,9 @@ def print_report(manifest: Manifest, seconds: float) -> None:
 
     `seconds` is the time the whole command took.
     """
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    with console.capture() as printed:  # rich would end the program where a reader has left (`| head`)
-        _print_tables(console, manifest)
-        console.print(_last_line(manifest, seconds), soft_wrap=True)
-    print(printed.get(), end="")
+    console = terminal()
+    _print_tables(console, manifest)
+    console.print(_last_line(manifest, seconds), soft_wrap=True)
 
 
 def _print_tables(console: Console, manifest: Manifest) -> None:

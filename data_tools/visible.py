@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # categories of Unicode: controls, direction marks, half surrogates, line ends
 HARMLESS = "\n\t\u200c\u200d"  # the last two join letters in Persian and the parts of an emoji
+
+
+def terminal() -> Console:
+    """A console of rich that leaves a broken pipe (`| head`) to the command; rich itself would end with code 1."""
+    from rich.console import Console
+
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Terminal(highlight=False)
 
 
 def visible(text: str) -> str:

@@ -458,7 +458,7 @@ def test_a_disk_that_fills_up_leaves_nothing(
 
     monkeypatch.setattr("tokenizer_tools.weight_files.copy_bytes", fail)
     assert run(source, expanded, tmp_path / "target") == 2
-    assert "No space left on device; nothing half-written was left behind" in only_error(capsys)
+    assert "no space left on this disk; free some or choose another one" in only_error(capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
