@@ -22,7 +22,7 @@ from simple_parsing import field, flag
 from colossal_llama.gate import Bounds, check_same_start, judge, new_ids_of, print_comparison, rank_rows
 from colossal_llama.scoring import Sums, score_records, total_of
 from data_tools.fields import ReadOptions
-from data_tools.input_files import INPUT_SUFFIXES, Span, find_files, format_of
+from data_tools.input_files import Span, files_at
 from data_tools.readers import read_span
 from data_tools.records import Record
 from tokenizer_tools.command import UserError, command
@@ -163,7 +163,7 @@ def read_records(paths: list[Path], max_documents: int | None) -> list[Record]:
     """Documents of the files, at most `max_documents` a category. Raises UserError for the first bad line."""
     records: list[Record] = []
     taken: dict[str, int] = defaultdict(int)
-    for file in (file for path in paths for file in _files_of(path)):
+    for file in (file for path in paths for file in files_at(path, "--data")):
         for item in read_span(Span(str(file), 0, file.stat().st_size), ReadOptions()):
             if not isinstance(item, Record):
                 raise UserError(f"{item.file}:{item.line_number}: {item.reason}; correct or remove the line")
@@ -173,16 +173,6 @@ def read_records(paths: list[Path], max_documents: int | None) -> list[Record]:
     if not records:
         raise UserError(f"--data {', '.join(map(str, paths))}: holds no document; name files of records")
     return records
-
-
-def _files_of(path: Path) -> list[Path]:
-    if not path.exists():
-        raise UserError(f"--data {path}: no such file or directory; name files of records or directories of them")
-    if path.is_dir():
-        return find_files([path])[0]
-    if format_of(path.name) is None:
-        raise UserError(f"--data {path}: no known format; name a file of {', '.join(INPUT_SUFFIXES)}")
-    return [path]
 
 
 def print_table(result: dict[str, Any]) -> None:

@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
@@ -86,11 +85,10 @@ def bucket_tasks(documents: Documents, arrangement: Arrangement, plan: BucketPla
 
 def write_buckets(task: BucketTask) -> list[BucketEntry]:
     """Write the buckets of a task and give their entries of the manifest."""
-    entries = [_finished(task.common, f"part-{task.first + index:05d}") for index in range(len(task.borders) - 1)]
-    if all(entry is not None for entry in entries):
-        return cast(list[BucketEntry], entries)
-    together = _read(task, slice(0, len(task.length))) if len(entries) > 1 and len(task.length) else None
-    return [_write(task, index, together) for index in range(len(entries))]
+    found = [_finished(task.common, f"part-{task.first + index:05d}") for index in range(len(task.borders) - 1)]
+    is_read = None in found and len(found) > 1 and len(task.length) > 0
+    together = _read(task, slice(0, len(task.length))) if is_read else None
+    return [_write(task, index, together) if entry is None else entry for index, entry in enumerate(found)]
 
 
 def _finished(plan: BucketPlan, name: str) -> BucketEntry | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +23,6 @@ from data_tools.duplicates import find_duplicates
 from data_tools.inputs import file_digests, part_digests, write_inputs
 from data_tools.intake import Job, PartRecord, encode_part
 from data_tools.manifest import BucketEntry, Manifest, build_manifest, write_manifest
-from data_tools.mixture import read_mixture
 from data_tools.parts import Part, is_intact
 from data_tools.prove import check_backend, fastest_exact, sample_records
 from data_tools.readable import is_readable_form, write_readable
@@ -57,9 +57,9 @@ class Engine:
         self._tools: Tools = tools_of(self._settings)
         num_bytes = sum(part.num_bytes for part in parts)
         self._num_workers = config.num_workers or max(1, min(num_cpus(), num_bytes // BYTES_A_WORKER))
-        self._mixture = {} if config.mixture is None else read_mixture(config.mixture)
+        self._mixture = config.wishes
 
-    @property
+    @cached_property
     def meaning(self) -> dict[str, Any]:
         """Everything that decides the bytes of the output beside the text itself."""
         return self._tools.meaning() | self._config.arrangement

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_tools.input_files import INPUT_SUFFIXES, find_files, format_of
+from data_tools.input_files import files_at, format_of
 from tokenizer_tools.command import UserError
 
 MAX_CELL_CHARACTERS = 2**30  # csv's own limit is 2**17
@@ -21,21 +21,10 @@ MAX_CELL_CHARACTERS = 2**30  # csv's own limit is 2**17
 
 def evaluation_texts(path: Path) -> list[str]:
     """Every distinct string of the files at `path`, sorted. Raises UserError for what cannot be read whole."""
-    texts = {text for file in _files_of(path) for text in _strings_of_file(file)}
+    texts = {text for file in files_at(path, "--decontaminate") for text in _strings_of_file(file)}
     if not any(text.strip() for text in texts):
         raise UserError(f"--decontaminate {path}: holds no text; name the files of an evaluation set")
     return sorted(texts)
-
-
-def _files_of(path: Path) -> list[Path]:
-    if path.is_dir():
-        files, _ = find_files([path])
-    else:
-        files = [path] if path.is_file() and format_of(path.name) else []
-    if not files:
-        fault = "holds no file of a known format" if path.exists() else "no such file or directory"
-        raise UserError(f"--decontaminate {path}: {fault}; name a file or directory of {', '.join(INPUT_SUFFIXES)}")
-    return files
 
 
 def _strings_of_file(file: Path) -> Iterator[str]:

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from tokenizer_tools.command import UserError
+
 COMPRESSIONS = (".gz", ".zst")
 STREAMED_SUFFIXES = (".jsonl", ".json", ".csv", ".txt")
 INPUT_SUFFIXES = (
@@ -74,6 +76,18 @@ def find_files(directories: Iterable[Path]) -> tuple[list[Path], Counter[str]]:
                 else:
                     files.append(path)
     return sorted(files), +skipped
+
+
+def files_at(path: Path, flag: str) -> list[Path]:
+    """The file, or every file below the directory. Raises UserError, naming the `flag`, if none can be read."""
+    if path.is_dir():
+        files, _ = find_files([path])
+    else:
+        files = [path] if path.is_file() and format_of(path.name) else []
+    if not files:
+        fault = "holds no file of a known format" if path.exists() else "no such file or directory"
+        raise UserError(f"{flag} {path}: {fault}; name a file or directory of {', '.join(INPUT_SUFFIXES)}")
+    return files
 
 
 def _raise(error: OSError) -> NoReturn:

@@ -10,7 +10,6 @@ bytes are as their weights. A weight of 0 leaves a category out.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,9 +19,8 @@ from typing import Any
 import numpy as np
 
 from data_tools.buckets import groups
-from tokenizer_tools.command import UserError
+from tokenizer_tools.command import CONFIG_FILE_SUFFIXES, UserError, read_mapping
 
-SUFFIXES = (".json", ".yaml", ".yml")
 MAX_REPEATS = 1000.0
 KEYS = ("weight", "max_bytes", "repeats")
 NEXT_COPY = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: copies of a document lie far apart, runs stay runs
@@ -53,19 +51,14 @@ def read_mixture(path: Path) -> dict[str, Wish]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    import yaml
-
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"--mixture {path}: not a {', '.join(SUFFIXES)} file; name one")
+    if path.suffix not in CONFIG_FILE_SUFFIXES:
+        raise UserError(f"--mixture {path}: not a {', '.join(CONFIG_FILE_SUFFIXES)} file; name one")
     try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except OSError as error:
-        raise UserError(f"--mixture {path}: {error.strerror}; name an existing file") from None
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"--mixture {path}: not readable ({error}); write one category a key") from None
-    if not isinstance(values, dict) or not values:
-        raise UserError(f'--mixture {path}: not a mapping of categories; write {{"zh": {{"weight": 4}}, ...}}')
+        values = read_mapping(path, "categories")
+    except UserError as error:
+        raise UserError(f"--mixture {error}") from None
+    if not values:
+        raise UserError(f'--mixture {path}: names no category; write {{"zh": {{"weight": 4}}, ...}}')
     for name in values:
         if name is None or isinstance(name, bool):  # what YAML makes of a bare `no`
             raise UserError(f"--mixture {path}: the category {name!r} is no text; put it in quotes")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from data_tools.cleaning import CleaningConfig
 from data_tools.fields import ReadOptions
-from data_tools.mixture import as_json, read_mixture
+from data_tools.mixture import Mixture, as_json, read_mixture
 from data_tools.refusals import most_refused
 from tokenizer_tools.command import UserError
 
@@ -89,6 +90,11 @@ class PrepareConfig:
             max_document_bytes=self.max_document_bytes,
         )
 
+    @cached_property
+    def wishes(self) -> Mixture:
+        """What the mixture's file says. Raises UserError if it cannot be read."""
+        return {} if self.mixture is None else read_mixture(self.mixture)
+
     @property
     def arrangement(self) -> dict[str, Any]:
         """The flags that decide what becomes of encoded documents, as the manifest and messages show them."""
@@ -96,7 +102,7 @@ class PrepareConfig:
             "max_length": self.max_length,
             "num_spliced_dataset_bins": self.num_spliced_dataset_bins,
             "long_documents": self.long_documents,
-            "mixture": None if self.mixture is None else as_json(read_mixture(self.mixture)),
+            "mixture": as_json(self.wishes) or None,
             "drop_exact_duplicates": self.cleaning.drop_exact_duplicates,
             "near_duplicate_similarity": self.cleaning.near_duplicate_similarity,
             "seed": self.seed,
@@ -116,6 +122,7 @@ def check(config: PrepareConfig) -> None:
             raise UserError(f"--{name} {value}: choose {least} or more")
     most_refused(config.max_refused, 0)
     config.cleaning.check()
+    _ = config.wishes
     if not config.input_dirs:
         raise UserError("--data_input_dirs names no directory; separate directories by commas")
     for path in config.input_dirs:

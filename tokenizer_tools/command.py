@@ -62,13 +62,7 @@ def parse_config(config_class: type[Config], argv: Sequence[str], prog: str | No
 
 def _flags_of_file(path: Path) -> list[str]:
     """{"lr": 1e-4, "dataset": ["a", "b"], "use_flash_attn": true} -> ["--lr", "0.0001", "--dataset", "a", "b", ...]"""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; name an existing .yaml or .json file of flags") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8 text") from None
-    values = _parse_mapping(path, text)
+    values = read_mapping(path, "flags")
     flags: list[str] = []
     for name, value in values.items():
         if value is None:
@@ -78,12 +72,19 @@ def _flags_of_file(path: Path) -> list[str]:
     return flags
 
 
-def _parse_mapping(path: Path, text: str) -> dict[str, Any]:
+def read_mapping(path: Path, what: str) -> dict[str, Any]:
+    """A .yaml or .json file that holds `what` by their names. Raises UserError for what is none."""
     import yaml
 
     try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; name an existing .yaml or .json file of {what}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8 text") from None
+    try:
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
+    except (json.JSONDecodeError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path}: not readable as {path.suffix[1:]} ({reason}); write one `name: value` a line"

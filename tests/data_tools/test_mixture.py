@@ -104,13 +104,13 @@ def test_a_file_of_either_kind_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("absent.json", None, "No such file or directory; name an existing file"),
-        ("m.toml", "", "not a .json, .yaml, .yml file"),
+        ("absent.json", None, "No such file or directory; name an existing .yaml or .json file of categories"),
+        ("m.toml", "", "not a .yaml, .yml, .json file"),
         ("m.json", "{", "not readable"),
         ("m.yaml", "a: [", "not readable"),
-        ("m.yaml", "a: \xff", "not readable"),
-        ("m.json", "[]", "not a mapping of categories"),
-        ("m.json", "{}", "not a mapping of categories"),
+        ("m.yaml", "a: \xff", "not UTF-8"),
+        ("m.json", "[]", "holds list, not a mapping"),
+        ("m.json", "{}", "names no category"),
         ("m.json", '{"zh": 3}', "zh: 3 is no mapping"),
         ("m.json", '{"zh": {"wieght": 3}}', "zh: unknown key 'wieght'; choose from weight, max_bytes, repeats"),
         ("m.yaml", "no: {weight: 1}", "the category False is no text; put it in quotes"),

@@ -15,7 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from data_tools import buckets, intake, prepare_pretrain_dataset, work
+from data_tools import bucket_writer, buckets, intake, prepare_pretrain_dataset, work
 from data_tools.manifest import read_manifest
 from data_tools.parts import digest_of
 from data_tools.work import root_of
@@ -287,6 +287,18 @@ def test_a_record_that_is_not_what_was_written_counts_as_none(tmp_path: Path, ru
     assert path.read_text() != old
     (root_of(tmp_path / "out") / "parts" / "last_run.json").write_text("")
     assert run() == 0
+    assert run("whole") == 0
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+def test_of_buckets_that_are_written_together_only_the_missing_ones_are_written_again(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket_writer, "SHARD_TOKENS", 2**23)
+    assert interrupted(run) == 130
+    with mock.patch.object(bucket_writer, "write_bin", wraps=bucket_writer.write_bin) as written:
+        assert run() == 0
+    assert [call.args[0].name for call in written.call_args_list] == ["part-00001", "part-00002"]
     assert run("whole") == 0
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
