@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from colossal_llama.checks import check
 from colossal_llama.config import TrainConfig
 from tokenizer_tools.command import command
 
@@ -11,7 +12,7 @@ from tokenizer_tools.command import command
 @command(TrainConfig)
 def main(config: TrainConfig) -> None:
     """Check the flags, join the other ranks, train."""
-    config.check()
+    check(config)
     # Seconds of imports, and the device of a rank must be set before the rest of colossalai is imported.
     from colossal_llama.cluster import launch
 

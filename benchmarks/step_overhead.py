@@ -120,9 +120,11 @@ def zero2_step(device: torch.device) -> Callable[[], None]:
     booster, boosted, optimizer = plugins.boost(plugin, model, optimizer)
     stepper = Stepper(booster, boosted, optimizer, plugins.layout_of(plugin), device, 1.0, autocast_bf16=False)
     ids = torch.randint(VOCAB_SIZE, (ROWS, LENGTH))
+    position_ids = torch.arange(LENGTH).expand(ROWS, LENGTH)
+    batch = Batch(ids, ids, position_ids, torch.zeros_like(ids), list(range(ROWS)))
 
     def step() -> None:
-        stepper.train([Batch(ids, ids)], LR)
+        stepper.train([batch], LR)
 
     return step
 

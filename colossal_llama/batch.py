@@ -1,7 +1,8 @@
-"""What a step takes: rows of ids and labels."""
+"""What a step takes: rows of ids, labels, positions and categories, and the numbers of these rows."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,14 +12,45 @@ IGNORED = -100  # the label of a token that is not trained on
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one micro-batch. input_ids and labels: int64 [rows, row_length]; labels IGNORED where nothing is learnt.
+    """Rows of one micro-batch; every tensor is int64 [rows, row_length].
 
-    Rows are padded on the right: causal attention never lets a token see the padding, so no mask is needed.
+    Rows are padded on the right: causal attention never lets a token see the padding, so no mask is needed for it.
     """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
+    """Not shifted; IGNORED where nothing is learnt, with masked documents also at the first token of each of them."""
+    position_ids: torch.Tensor
+    """0, 1, ... and again from 0 at the first token of every document of the row; padding is a document of its own."""
+    categories: torch.Tensor
+    """Index into Bins.categories of the document of each token; 0 on padding, which carries no label."""
+    row_numbers: list[int]
+    """[rows] number of each row in the order of the run; from the run's end row on the rows are blank."""
 
     def to(self, device: torch.device) -> Batch:
-        """The same on `device`."""
-        return Batch(self.input_ids.to(device, non_blocking=True), self.labels.to(device, non_blocking=True))
+        """The same on `device`; the copy runs in the background if the batch is pinned."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin(self) -> Batch:
+        """The same in page-locked memory, from which an accelerator copies by itself; needs an accelerator."""
+        return self._with(torch.Tensor.pin_memory)
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        return Batch(
+            change(self.input_ids),
+            change(self.labels),
+            change(self.position_ids),
+            change(self.categories),
+            self.row_numbers,
+        )
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """The rows of several micro-batches as one, in their order."""
+    return Batch(
+        torch.cat([batch.input_ids for batch in batches]),
+        torch.cat([batch.labels for batch in batches]),
+        torch.cat([batch.position_ids for batch in batches]),
+        torch.cat([batch.categories for batch in batches]),
+        [number for batch in batches for number in batch.row_numbers],
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -34,10 +35,12 @@ class RowOrder:
         return bin_index, int(self._permutation(epoch, bin_index)[position - self._starts[bin_index]])
 
     def _permutation(self, epoch: int, bin_index: int) -> NDArray[np.int64]:
-        if self._cached is None or self._cached[0] != (epoch, bin_index):
+        cached = self._cached  # once: another thread may be reading ahead of this one
+        if cached is None or cached[0] != (epoch, bin_index):
             generator = np.random.default_rng([self._seed, epoch, bin_index])
-            self._cached = (epoch, bin_index), generator.permutation(self._rows_per_bin[bin_index])
-        return self._cached[1]
+            cached = (epoch, bin_index), generator.permutation(self._rows_per_bin[bin_index])
+            self._cached = cached
+        return cached[1]
 
 
 @dataclass(frozen=True)
@@ -64,29 +67,87 @@ class Shape:
         return [list(range(offset, offset + self.micro_batch_size)) for offset in offsets]
 
 
-class BatchReader:
-    """Reads the micro-batches of a step. Rows from `end_row` on are blank: padding without labels teaches nothing."""
+@dataclass(frozen=True)
+class RowOrigin:
+    """What a row is made of, to be named when a step goes wrong. Row `row` (from 0) of the bucket directory `bucket`.
 
-    def __init__(self, bins: Bins, shape: Shape, seed: int, row_length: int, pad_id: int, end_row: int) -> None:
+    `categories` has an entry a document; `sources` too, `file:line`, or none where an older dataset does not say.
+    """
+
+    bucket: Path
+    row: int
+    categories: list[str]
+    sources: list[str]
+
+
+class BatchReader:
+    """Reads the micro-batches of a step. Rows from `end_row` on are blank: padding without labels teaches nothing.
+
+    With `masks_documents` the first token of every document carries no label: no other document is there to predict it.
+    """
+
+    def __init__(
+        self,
+        bins: Bins,
+        shape: Shape,
+        seed: int,
+        row_length: int,
+        pad_id: int,
+        end_row: int,
+        masks_documents: bool = False,
+    ) -> None:
         self._bins = bins
         self._shape = shape
         self._order = RowOrder([one.num_rows for one in bins.bins], seed)
         self._row_length = row_length
         self._pad_id = pad_id
         self._end_row = end_row
+        self._masks_documents = masks_documents
 
     def steps_from(self, first_row: int) -> Iterator[list[Batch]]:
         """The micro-batches of every step, from the one that begins with row `first_row` to the end of the run."""
         for start in range(first_row, self._end_row, self._shape.rows_per_step):
             yield [self._batch(numbers) for numbers in self._shape.row_numbers(start)]
 
+    def rows_of_step(self, first_row: int) -> list[int]:
+        """Numbers of the rows that all ranks together read in the step that begins with `first_row`; no blank rows."""
+        return list(range(first_row, min(first_row + self._shape.rows_per_step, self._end_row)))
+
+    def origin(self, number: int) -> RowOrigin:
+        """Where row `number` comes from, not a blank one. Safe beside a thread that reads batches."""
+        bin_index, row_index = self._order.locate(number)
+        opened = self._bins.bins[bin_index]
+        categories = [self._bins.categories[index] for index in opened.row(row_index).document_categories]
+        return RowOrigin(opened.path, row_index, categories, self._bins.sources(bin_index, row_index))
+
     def _batch(self, numbers: list[int]) -> Batch:
-        input_ids = np.full((len(numbers), self._row_length), self._pad_id, dtype=np.int64)
-        labels = np.full((len(numbers), self._row_length), IGNORED, dtype=np.int64)
+        size = (len(numbers), self._row_length)
+        input_ids = np.full(size, self._pad_id, dtype=np.int64)
+        labels = np.full(size, IGNORED, dtype=np.int64)
+        position_ids = np.tile(np.arange(self._row_length), (len(numbers), 1))  # of a blank row: all of it is padding
+        categories = np.zeros(size, dtype=np.int64)
         for line, number in enumerate(numbers):
             if number < self._end_row:
                 bin_index, row_index = self._order.locate(number)
                 row = self._bins.bins[bin_index].row(row_index)
-                input_ids[line, : len(row.input_ids)] = row.input_ids
-                labels[line, : len(row.labels)] = row.labels
-        return Batch(torch.from_numpy(input_ids), torch.from_numpy(labels))
+                length = len(row.input_ids)
+                input_ids[line, :length] = row.input_ids
+                labels[line, :length] = row.labels
+                position_ids[line] = positions(row.document_lengths, self._row_length)
+                categories[line, :length] = np.repeat(row.document_categories, row.document_lengths)
+        if self._masks_documents:
+            labels[position_ids == 0] = IGNORED
+        return Batch(
+            torch.from_numpy(input_ids),
+            torch.from_numpy(labels),
+            torch.from_numpy(position_ids),
+            torch.from_numpy(categories),
+            numbers,
+        )
+
+
+def positions(document_lengths: NDArray[np.int64], row_length: int) -> NDArray[np.int64]:
+    """Place of every token in its document, int64 [row_length]; what follows the documents is one more document."""
+    lengths = np.append(document_lengths, row_length - document_lengths.sum())
+    starts = np.cumsum(lengths) - lengths
+    return np.arange(row_length) - np.repeat(starts, lengths)

@@ -2,8 +2,8 @@
 
 <save_dir>/epoch-E_step-S/
     modeling/             Hugging Face safetensors with the tokenizer
-    optimizer/            Booster's optimizer state: moments, independent of the layout
-    masters/              fp32 weights of each rank: 16-bit weights alone would lose the low bits (same layout only)
+    optimizer/            Booster's optimizer state, in full shapes whatever the layout: moments, and fp32 weights, as
+                          16-bit ones alone would lose the low bits; param_names.json says whose they are
     lr_scheduler          the schedule's plan and position, JSON
     running_states.json   Progress
     manifest.json         layout, and the sha256 of every file: written last
@@ -19,20 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from safetensors import safe_open
-from safetensors.torch import save_file
 
-from colossal_llama.cluster import all_agree, main_rank_logger, on_main, together
+from colossal_llama.cluster import main_rank_logger, on_main, together
+from colossal_llama.optimizer_state import PARAM_NAMES, load_states, masters_among_states
 from colossal_llama.progress import Progress
 from tokenizer_tools.command import UserError
 from tokenizer_tools.outputs import finish_tree, full_disk_named, read_json, write_json, write_whole_file
 
-VERSION = 1
+VERSION = 2
 NAME = re.compile(r"epoch-(\d+)_step-(\d+)")
 LATEST = "latest"
 MODELING = "modeling"
+OPTIMIZER = "optimizer"
+MARK = "rank-"
 PARTIAL_SUFFIX = ".partial"
 
 
@@ -53,7 +53,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Raises UserError if `path` is not a complete checkpoint."""
     manifest = read_json(path / "manifest.json", "the manifest of a complete checkpoint")
     if manifest.get("version") != VERSION:
-        raise UserError(f"{path}: checkpoint version {manifest.get('version')}, this code reads {VERSION}")
+        raise UserError(
+            f"{path}: checkpoint version {manifest.get('version')}, this code reads {VERSION}; pass its `{MODELING}` "
+            f"folder to --load_checkpoint with a new --save_dir to start from its weights"
+        )
     for name, size in manifest["sizes_bytes"].items():
         file = path / name
         if not file.is_file() or file.stat().st_size != size:
@@ -85,20 +88,33 @@ def complete_checkpoints(save_dir: Path) -> list[Path]:
 
 
 class CheckpointWriter:
-    """Saves a boosted model of one run."""
+    """Saves a boosted model of one run. `param_names`: what its optimizer trains, in Booster's id order."""
 
-    def __init__(self, booster: Any, model: Any, optimizer: Any, tokenizer: Any, save_dir: Path, keep: int) -> None:
+    def __init__(
+        self,
+        booster: Any,
+        model: Any,
+        optimizer: Any,
+        tokenizer: Any,
+        save_dir: Path,
+        keep: int,
+        param_names: list[str],
+    ) -> None:
         self._booster, self._model, self._optimizer, self._tokenizer = booster, model, optimizer, tokenizer
-        self._save_dir, self._keep = save_dir, keep
+        self._save_dir, self._keep, self._param_names = save_dir, keep, param_names
         self._log = main_rank_logger(__name__)
 
-    def save(self, progress: Progress, schedule: dict[str, Any]) -> Path:
-        """Write `epoch-E_step-S`, point `latest` at it, drop what is too old. All ranks call it. Returns its path."""
+    def save(self, progress: Progress, schedule: dict[str, Any], write_more: Callable[[Path], None]) -> Path:
+        """Write `epoch-E_step-S`, point `latest` at it, drop what is too old. All ranks call it. Returns its path.
+
+        `write_more` adds what rank 0 has to add, into the directory that it is given.
+        """
         target = self._save_dir / f"epoch-{progress.epoch}_step-{progress.step}"
         aside = target.with_name(f".{target.name}{PARTIAL_SUFFIX}")
         on_main(lambda: _make_empty(aside))
         try:
             self._write_parts(aside)
+            self._together(lambda: write_more(aside) if dist.get_rank() == 0 else None)
             on_main(lambda: self._finish(aside, target, progress, schedule))
         except BaseException:
             _remove_on_main(aside)
@@ -140,15 +156,16 @@ class CheckpointWriter:
 
     def _write_parts(self, aside: Path) -> None:
         self._write_model(aside / MODELING)
-        optimizer_dir = aside / "optimizer"
-        self._together(lambda: self._booster.save_optimizer(self._optimizer, str(optimizer_dir), shard=True))
-        self._together(lambda: _save_masters(self._model, self._optimizer, aside / "masters"))
+        with masters_among_states(self._model, self._optimizer, self._param_names):
+            self._together(lambda: self._booster.save_optimizer(self._optimizer, str(aside / OPTIMIZER), shard=True))
+        self._together(lambda: _leave_mark(aside))
 
     def _finish(self, aside: Path, target: Path, progress: Progress, schedule: dict[str, Any]) -> None:
+        write_json(aside / OPTIMIZER / PARAM_NAMES, {"names": self._param_names})
         write_json(aside / "lr_scheduler", schedule)
         write_json(aside / "running_states.json", progress.as_json())
-        files = sorted(path for path in aside.rglob("*") if path.is_file())
         _check_all_ranks_wrote_here(aside)
+        files = sorted(path for path in aside.rglob("*") if path.is_file())
         manifest = {
             "version": VERSION,
             "world_size": dist.get_world_size(),
@@ -165,76 +182,38 @@ class CheckpointWriter:
                     shutil.rmtree(old)
 
 
-def load_optimizer(checkpoint: Checkpoint, booster: Any, model: Any, optimizer: Any) -> None:
-    """Moments and, where they fit, fp32 weights of `checkpoint` into a boosted optimizer whose model holds its weights.
+def load_optimizer(
+    checkpoint: Checkpoint, booster: Any, model: Any, optimizer: Any, param_names: list[str], with_moments: bool = True
+) -> None:
+    """fp32 weights and AdamW's state of `checkpoint` into a boosted optimizer whose model holds its weights.
 
+    The optimizer may train other parameters than the checkpoint's did (`param_names`, in Booster's id order): those
+    that trained before go on, the others begin. Without `with_moments` all moments begin anew.
     The options of the parameter groups (weight decay and the like) stay those of the present run. All ranks call it.
     """
-    options = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    together(lambda: booster.load_optimizer(optimizer, str(checkpoint.path / "optimizer")))
-    for group, own in zip(optimizer.param_groups, options, strict=True):
-        group.update(own)
-    _move_steps_to_parameters(optimizer)
-    fits = together(lambda: _masters_fit(model, optimizer, checkpoint.path / "masters"))
-    if not all_agree(fits):
+    directory = checkpoint.path / OPTIMIZER
+    count = together(lambda: load_states(directory, booster, model, optimizer, param_names, with_moments))
+    if with_moments and count < len(param_names):
         main_rank_logger(__name__).info(
-            "another layout than the checkpoint's: fp32 weights are taken from the saved 16-bit ones"
+            f"AdamW's moments of {count} of {len(param_names)} parameter tensors go on, the others begin"
         )
-        return
-    together(lambda: _load_masters(model, optimizer, checkpoint.path / "masters"))
 
 
-def _move_steps_to_parameters(optimizer: Any) -> None:
-    """Booster loads AdamW's `step` to the CPU and leaves it there; the fused kernel wants it beside its parameter."""
-    for parameter, state in getattr(optimizer, "optim", optimizer).state.items():
-        if isinstance(state.get("step"), torch.Tensor):
-            state["step"] = state["step"].to(parameter.device)
-
-
-def _masters(model: Any, optimizer: Any) -> list[torch.Tensor]:
-    """This rank's fp32 weights, in a fixed order; empty where the plugin trains the model's own fp32 weights."""
-    manager = getattr(model, "gemini_manager", None)
-    if manager is not None:
-        groups = manager.chunk_manager.chunk_groups.items()
-        return [chunk.paired_chunk.payload for name, group in groups if name.startswith("fp16") for chunk in group]
-    if hasattr(optimizer, "_master_param_groups_of_current_rank"):  # ZeRO
-        return [p for group in optimizer._master_param_groups_of_current_rank.values() for p in group]
-    return list(getattr(optimizer, "working_to_master_map", {}).values())  # 3d without ZeRO
-
-
-def _rank_file(directory: Path) -> Path:
-    return directory / f"rank-{dist.get_rank():05d}-of-{dist.get_world_size():05d}.safetensors"
-
-
-def _save_masters(model: Any, optimizer: Any, directory: Path) -> None:
-    directory.mkdir(exist_ok=True)
-    tensors = {f"{i:06d}": t.detach().clone().contiguous().cpu() for i, t in enumerate(_masters(model, optimizer))}
-    save_file(tensors, _rank_file(directory))
-
-
-def _masters_fit(model: Any, optimizer: Any, directory: Path) -> bool:
-    """Whether this rank finds its own file, with tensors of its own shapes."""
-    if not _rank_file(directory).is_file():
-        return False
-    with safe_open(_rank_file(directory), "pt") as saved:
-        shapes = [tuple(saved.get_slice(name).get_shape()) for name in sorted(saved.keys())]
-    return shapes == [tuple(tensor.shape) for tensor in _masters(model, optimizer)]
-
-
-def _load_masters(model: Any, optimizer: Any, directory: Path) -> None:
-    with safe_open(_rank_file(directory), "pt") as saved:
-        for name, own in zip(sorted(saved.keys()), _masters(model, optimizer), strict=True):
-            own.data.copy_(saved.get_tensor(name))
+def _leave_mark(aside: Path) -> None:
+    aside.mkdir(parents=True, exist_ok=True)  # on a file system of its own this rank may have written nothing yet
+    (aside / f"{MARK}{dist.get_rank()}").touch()
 
 
 def _check_all_ranks_wrote_here(aside: Path) -> None:
-    """Raise UserError if a rank's file is not where rank 0 looks."""
-    num_files = len(list((aside / "masters").iterdir()))
-    if num_files != dist.get_world_size():
+    """Raise UserError if a rank's mark is not where rank 0 looks."""
+    marks = list(aside.glob(f"{MARK}*"))
+    if len(marks) != dist.get_world_size():
         raise UserError(
-            f"{aside.parent}: {num_files} of {dist.get_world_size()} processes wrote their part of the checkpoint; "
+            f"{aside.parent}: {len(marks)} of {dist.get_world_size()} processes wrote their part of the checkpoint; "
             f"--save_dir must be on a file system that all hosts share"
         )
+    for mark in marks:
+        mark.unlink()
 
 
 def _remove_on_main(directory: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from colossal_llama import host
 from tokenizer_tools.command import UserError
@@ -28,6 +29,7 @@ from tokenizer_tools.command import UserError
 Result = TypeVar("Result")
 
 GLOO_SETTLE_SECONDS = 0.5
+RANK_LOGGER = "colossal_llama.rank"  # speaks on every rank
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
 """NCCL's own 10 minutes are less than rank 0 needs to write and hash a large checkpoint while the others wait."""
 
@@ -93,15 +95,44 @@ def launch(seed: int) -> Iterator[Cluster]:
     except UserError:  # raised by all ranks together
         _leave()
         raise
+    except Exception as error:
+        _report(error)
+        raise
     else:
         _leave()
     # After any other error this rank just ends: leaving in good order could wait for ranks that wait for this one.
+
+
+def _report(error: Exception) -> None:
+    """Say what ended this rank alone, before the other ranks' broken connections bury it.
+
+    torchrun closes its report with the traceback of the rank that failed first. An OSError has no traceback, and
+    `command` says it on the first rank of a host only, because most are raised together.
+    """
+    get_error_handler().record_exception(error)
+    if isinstance(error, OSError):
+        logging.getLogger(RANK_LOGGER).error(f"rank {dist.get_rank()}: {error}")
 
 
 def _leave() -> None:
     settle()
     gc.collect()  # Booster's plugins destroy their groups when they are collected, and need the default one for it
     dist.destroy_process_group()
+
+
+def release(holder: list[Any]) -> None:
+    """Empty `holder`, which must have the last references to a boosted run, so that another can begin in its place.
+
+    Model, optimizer and plugin refer to each other in circles, so only a collection frees them; with the plugin go its
+    process groups. All ranks call it, and only when none is still talking in one of these groups.
+    """
+    from colossalai.accelerator import get_accelerator
+
+    dist.barrier()
+    settle()
+    holder.clear()
+    gc.collect()
+    get_accelerator().empty_cache()
 
 
 def settle() -> None:

@@ -1,4 +1,4 @@
-"""The flags of train.py: what each one means, what it may be, and which of them fit together.
+"""The flags of train.py: what each one means. `checks.py` says which values fit together.
 
 No torch here: `train.py --help` and a wrong flag answer before anything heavy is imported.
 """
@@ -12,12 +12,15 @@ from typing import Any, Literal
 
 from simple_parsing import field, flag
 
-from tokenizer_tools.command import UserError
-
+Trained = Literal["all", "embeds", "new_rows"]
+LrSchedule = Literal["cosine", "wsd", "linear", "constant"]
+AnomalyPolicy = Literal["skip", "stop", "ignore"]
 Plugin = Literal["gemini", "gemini_auto", "zero2", "zero2_cpu", "3d", "ddp"]
 Precision = Literal["fp16", "bf16", "fp32"]
 SpMode = Literal["all_to_all", "split_gather", "ring", "ring_attn"]
 
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LORA_MODULES_TO_SAVE = ("embed_tokens", "lm_head")
 TP_SHARED_SP_MODES = ("split_gather", "ring")  # these two split the sequence over the tensor-parallel group
 
 
@@ -62,18 +65,46 @@ class TrainConfig:
     seed: int = 42
     """Seed of the row order."""
 
+    train: Trained = "all"
+    """What learns: everything, the input and output embeddings, or only their new rows (which never decay then)."""
+    freeze_non_embeds_params: bool = flag(default=False)
+    """The familiar name of --train embeds: the warm-up of a new vocabulary."""
+    stages: list[str] = field(default_factory=list)
+    """A schedule of stages, one word each: new_rows,steps=200,lr=1e-3 embeds,steps=1000 all,optimizer=reset (also
+    embeds_lr, warmup_steps, lr_schedule). What a stage does not say is this run's flag; the last takes the rest."""
     lr: float = 3e-4
     """Peak learning rate."""
+    embeds_lr: float | None = None
+    """Peak learning rate of the embeddings; default: --lr."""
+    lr_schedule: LrSchedule = "cosine"
+    """After the warm-up: cosine or linear down to the floor, wsd (stable, then a linear decay at the end), constant."""
+    lr_floor: float = 0.1
+    """Share of the peak at which a schedule ends."""
+    lr_decay_share: float = 0.2
+    """wsd: share of the steps, at the end, that decay."""
     warmup_steps: int | None = field(default=None, alias=["-s"])
-    """Steps of linear warm-up; default: 0.025 of all steps. Then cosine down to 0.1 of the peak."""
+    """Steps of linear warm-up; default: 0.025 of the steps of the run or stage."""
     weight_decay: float = field(default=0.1, alias=["-w"])
     """AdamW's decay; never on norms and biases."""
     gradient_clipping: float = field(default=1.0, alias=["--grad_clip"])
     """Largest global gradient norm; 0 turns clipping off."""
     mixed_precision: Precision = "bf16"
     """Number format of the forward and backward pass; the optimizer keeps fp32 weights where the plugin can."""
-    freeze_non_embeds_params: bool = flag(default=False)
-    """Train only the input and output embeddings: the warm-up of a new vocabulary."""
+    document_mask: bool = flag(default=False)
+    """Documents of one row do not see each other, and positions restart at each; refused where a plugin cannot."""
+    on_anomaly: AnomalyPolicy = "skip"
+    """A step with NaN, an infinity or a leap of the loss: leave the weights alone and go on, or stop, or train."""
+    spike_threshold: float = 2.0
+    """Nats a token above the running mean of the loss that make a leap; 0: only NaN and infinity count."""
+
+    lora_rank: int = 0
+    """Train low-rank adapters of this rank (peft) instead of all weights; 0: none."""
+    lora_alpha: float | None = None
+    """Scale of the adapters, times 1 / rank; default: twice the rank."""
+    lora_targets: list[str] = field(default_factory=lambda: [*LORA_TARGETS])
+    """Names of the linear layers that get adapters."""
+    lora_modules_to_save: list[str] = field(default_factory=lambda: [*LORA_MODULES_TO_SAVE])
+    """Modules beside the adapters that train whole: the embeddings, for a new vocabulary."""
 
     use_grad_checkpoint: bool = flag(default=False)
     """Recompute activations in the backward pass: less memory, about a third more time."""
@@ -93,9 +124,17 @@ class TrainConfig:
     eval_dataset: list[str] = field(default_factory=list)
     """NAME=PATH of bucket bins to measure the loss on during training, as many as wanted."""
     eval_interval: int = 1000
-    """Steps between evaluations; the last step is always evaluated."""
+    """Steps between evaluations; the first and the last step are always evaluated."""
+    max_eval_samples: int | None = None
+    """Rows of each evaluation set, spread over all of it; default: every row."""
+    watch: list[str] = field(default_factory=list)
+    """NAME=BOUND: warn when this evaluation set costs so many bits a byte more than at first: the old language."""
     log_interval: int = 10
     """Steps between log lines; metrics.jsonl has one line for every step whatever this is."""
+    peak_tflops: float | None = None
+    """Peak of one device in TFLOP/s, for the MFU; default: known GPUs by their name."""
+    wandb_project: str | None = None
+    """Log to this Weights & Biases project too (`pip install wandb`)."""
     overwrite: bool = flag(default=False)
     """Start anew although --save_dir holds another run; that run is deleted."""
 
@@ -105,8 +144,13 @@ class TrainConfig:
         return self.gradient_clipping or float("inf")
 
     @property
+    def trained(self) -> Trained:
+        """What learns where --stages does not say so."""
+        return "embeds" if self.freeze_non_embeds_params else self.train
+
+    @property
     def eval_sets(self) -> dict[str, Path]:
-        """--eval_dataset as {name: path}; `check` has seen that each has the form NAME=PATH."""
+        """--eval_dataset as {name: path}; `checks.check` has seen that each has the form NAME=PATH."""
         return {name: Path(path) for name, _, path in (item.partition("=") for item in self.eval_dataset)}
 
     def as_json(self) -> dict[str, Any]:
@@ -114,118 +158,6 @@ class TrainConfig:
         values = dataclasses.asdict(self)
         del values["overwrite"]  # a permission for once: the same file used again must go on, not delete
         return {name: _plain(value) for name, value in values.items()}
-
-    def check(self) -> None:
-        """Raise one UserError that names every problem visible without torch, ranks or data."""
-        problems = [*self._check_numbers(), *self._check_paths(), *self._check_plugin()]
-        if problems:
-            raise UserError("; ".join(problems))
-
-    def _check_numbers(self) -> list[str]:
-        at_least = {
-            "save_interval": 1,
-            "keep_checkpoints": 0,
-            "num_epochs": 1,
-            "micro_batch_size": 1,
-            "accumulation_steps": 1,
-            "max_length": 2,
-            "eval_interval": 1,
-            "log_interval": 1,
-            "tp": 1,
-            "pp": 1,
-            "sp": 1,
-        }
-        problems = [
-            f"--{name} {getattr(self, name)}: must be at least {bound}"
-            for name, bound in at_least.items()
-            if getattr(self, name) < bound
-        ]
-        for name in ("max_steps", "warmup_steps"):
-            value, bound = getattr(self, name), 1 if name == "max_steps" else 0
-            if value is not None and value < bound:
-                problems.append(f"--{name} {value}: must be at least {bound}, or left away for the default")
-        for name in ("weight_decay", "gradient_clipping"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                problems.append(f"--{name} {getattr(self, name)}: must be 0 or a positive number")
-        if not 0 <= self.seed < 2**32:
-            problems.append(f"--seed {self.seed}: must be a whole number from 0 to {2**32 - 1}")
-        if not 0 < self.lr < float("inf"):
-            problems.append(f"--lr {self.lr}: must be a positive number, such as 3e-4")
-        return problems
-
-    def _check_paths(self) -> list[str]:
-        problems = []
-        if not self.pretrained.is_dir():
-            problems.append(f"--pretrained {self.pretrained}: no such directory; name the output of init_model")
-        for path in self.dataset:
-            if not path.is_dir():
-                problems.append(f"--dataset {path}: no such directory; name the output of prepare_pretrain_dataset")
-        if self.load_checkpoint is not None and not self.load_checkpoint.is_dir():
-            problems.append(f"--load_checkpoint {self.load_checkpoint}: no such directory; name a checkpoint")
-        for item in self.eval_dataset:
-            name, _, directory = item.partition("=")
-            if not name or not directory:
-                problems.append(f"--eval_dataset {item}: must be NAME=PATH, such as zh=data/zh_arrow")
-            elif not Path(directory).is_dir():
-                problems.append(f"--eval_dataset {item}: {directory} is no directory; name bucket bins")
-        names = [item.partition("=")[0] for item in self.eval_dataset]
-        for name in sorted({name for name in names if names.count(name) > 1}):
-            problems.append(f"--eval_dataset {name}=...: is named twice; give each set a name of its own")
-        inputs = [self.pretrained, *self.dataset, *self.eval_sets.values()]
-        problems += [
-            f"--save_dir {self.save_dir}: is the input {path}; choose another directory"
-            for path in inputs
-            if path.resolve() == self.save_dir.resolve()
-        ]
-        if self.overwrite:
-            inputs += [] if self.load_checkpoint is None else [self.load_checkpoint]
-            problems += [
-                f"--overwrite would delete {path} with --save_dir {self.save_dir}; choose another --save_dir"
-                for path in inputs
-                if path.resolve().is_relative_to(self.save_dir.resolve())
-            ]
-        return problems
-
-    def _check_plugin(self) -> list[str]:
-        problems = []
-        if self.zero not in (0, 1, 2):
-            problems.append(f"--zero {self.zero}: must be 0, 1 or 2")
-        if self.plugin != "3d" and (self.tp, self.pp, self.sp) != (1, 1, 1):
-            problems.append(f"--tp/--pp/--sp above 1 need --plugin 3d, not {self.plugin}")
-        if self.plugin == "3d":
-            problems += self._check_3d()
-        if self.mixed_precision == "fp32" and self.plugin.startswith("gemini"):
-            problems.append(f"--mixed_precision fp32: {self.plugin} has only fp16 and bf16; use zero2 or ddp for fp32")
-        if self.mixed_precision == "fp16" and self.plugin == "ddp":
-            problems.append("--mixed_precision fp16: ddp has no loss scaling here; use bf16, or zero2 for fp16")
-        return problems
-
-    def _check_3d(self) -> list[str]:
-        problems = []
-        if self.pp > 1 and self.zero == 2:
-            problems.append("--zero 2 with --pp above 1: Booster allows ZeRO 0 or 1 under a pipeline; use --zero 1")
-        if self.mixed_precision == "fp32" and self.zero > 0:
-            problems.append(f"--mixed_precision fp32 with --zero {self.zero}: 3d has fp32 only with --zero 0")
-        if self.sp > 1 and self.sp_mode in TP_SHARED_SP_MODES and self.sp != self.tp:
-            problems.append(
-                f"--sp {self.sp} with --sp_mode {self.sp_mode} shares the tensor-parallel group; set --tp {self.sp}"
-            )
-        if self.sp > 1 and self.sp_mode == "ring_attn":
-            problems.append(
-                "--sp_mode ring_attn: its zigzag order needs flash-attn's own backward and cannot be right on a CPU, "
-                "and no GPU run has proved it here; use all_to_all, split_gather or ring"
-            )
-        if self.pp > 2 and self.freeze_non_embeds_params:
-            problems.append(
-                f"--freeze_non_embeds_params with --pp {self.pp}: a middle stage has nothing to train; use --pp 2"
-            )
-        if self.pp > 1 and self.micro_batch_size * self.accumulation_steps < self.pp:
-            problems.append(
-                f"--pp {self.pp} needs at least {self.pp} micro-batches a step, but --accumulation_steps "
-                f"{self.accumulation_steps} x --micro_batch_size {self.micro_batch_size} gives fewer rows; "
-                f"use --accumulation_steps {self.pp}"
-            )
-        return problems
 
 
 def _plain(value: Any) -> Any:

@@ -1,88 +1,99 @@
-"""The run itself: step, log, evaluate, save, until every row has been seen."""
+"""The run itself: stage after stage, step, log, evaluate, save, until every row has been seen."""
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import replace
 
 import torch
 
-from colossal_llama.batches import BatchReader
-from colossal_llama.build import Run, advance, build, describe
-from colossal_llama.cluster import Cluster, main_rank_logger, settle
+from colossal_llama.anomalies import Anomalies
+from colossal_llama.build import Run, build
+from colossal_llama.cluster import Cluster, main_rank_logger, release, settle
 from colossal_llama.config import TrainConfig
+from colossal_llama.engine import Engine, board
+from colossal_llama.forecast import announce
+from colossal_llama.held_out import evaluate
+from colossal_llama.host import has_accelerator
+from colossal_llama.prefetch import prefetched
 from colossal_llama.progress import Progress
-from colossal_llama.step import Stepper
+from colossal_llama.row_health import health_line, row_health, write_seen_ids
+from colossal_llama.start import latest_start
 
 
 def train(config: TrainConfig, cluster: Cluster) -> None:
-    """Build a run of `config`, or find where it stopped, and take it to its end."""
-    run = build(config, cluster)
-    describe(run)
-    progress, plan = run.progress, run.plan
-    tokens_seen = torch.tensor(progress.num_tokens_seen, device=cluster.device)
-    for micro_batches in run.reader.steps_from(progress.num_rows_seen):
-        if progress.step >= plan.total_steps:
-            break
-        lr = plan.lr_at(progress.step)
-        result = run.stepper.train(micro_batches, lr)
-        progress = advance(progress, run)
-        tokens_seen = tokens_seen + result.num_tokens
-        run.metrics.record(
-            {
-                "step": progress.step,
-                "epoch": progress.epoch,
-                "loss": result.loss,
-                "lr": lr,
-                "grad_norm": result.grad_norm,
-                "num_tokens": result.num_tokens,
-                "num_tokens_seen": tokens_seen,
-                "num_rows_seen": progress.num_rows_seen,
-            }
-        )
-        is_last = progress.step == plan.total_steps
-        if run.eval_readers and (is_last or progress.step % config.eval_interval == 0):
-            evaluate(run, progress.step)
-        if is_last or progress.step % config.save_interval == 0:
-            save(run, replace(progress, num_tokens_seen=int(tokens_seen)))
+    """Build a run of `config`, or find where it stopped, and take it to its end, stage after stage."""
+    run, start = build(config, cluster)
+    engines = [board(run, start)]
+    while not train_stage(run, engines[0]):
+        release(engines)
+        engines.append(board(run, latest_start(config)))
     run.metrics.close()
-    final = run.writer.save_final_model()
+    settle()  # the groups of the plugin go with the last stage
+
+
+def train_stage(run: Run, engine: Engine) -> bool:
+    """Train one stage to its end. Returns whether it was the last."""
+    announce(run, engine)
+    config, stage, progress = run.config, engine.stage, engine.progress
+    anomalies = Anomalies(config.on_anomaly, run.anomalies, engine.reader)
+    tokens_seen = torch.tensor(progress.num_tokens_seen, device=run.cluster.device)
+    run.metrics.start_clock()
+    with prefetched(engine.reader.steps_from(progress.num_rows_seen), pin=has_accelerator()) as steps:
+        for micro_batches in steps:
+            if progress.step >= stage.end_step:
+                break
+            lr, embeds_lr = stage.lr_at(progress.step), stage.embeds_lr_at(progress.step)
+            first_row = progress.num_rows_seen
+            engine.stepper.set_learning_rates(lr, embeds_lr)
+            result = engine.stepper.train(micro_batches, first_row)
+            progress = run.plan.after_step(progress)
+            tokens_seen = tokens_seen + result.num_tokens
+            run.seen_ids.update(torch.cat([batch.input_ids for batch in micro_batches]))
+            anomalies.take(progress.step, first_row, result)
+            run.metrics.record(
+                {
+                    "step": progress.step,
+                    "epoch": progress.epoch,
+                    "stage": progress.stage,
+                    "loss": result.loss,
+                    "lr": lr,
+                    "embeds_lr": embeds_lr,
+                    "grad_norm": result.grad_norm,
+                    "num_tokens": result.num_tokens,
+                    "num_tokens_seen": tokens_seen,
+                    "num_rows_seen": progress.num_rows_seen,
+                    "is_bad": result.is_bad,
+                    "category_nats": result.category_nats,
+                    "category_tokens": result.category_tokens,
+                }
+            )
+            is_last = progress.step == stage.end_step
+            if is_last or progress.step % config.log_interval == 0:
+                anomalies.read()
+            if run.eval_bins and (is_last or progress.step % config.eval_interval == 0):
+                evaluate(run, engine, progress.step)
+            if is_last or progress.step % config.save_interval == 0:
+                save(run, engine, replace(progress, num_tokens_seen=int(tokens_seen)))
+    if stage is not run.plan.stages[-1]:
+        return False
+    final = engine.writer.save_final_model()
     main_rank_logger(__name__).info(f"finished: {progress.step} steps, model in {final}")
-    settle()  # the groups of the plugin go with `run`
+    return True
 
 
-def evaluate(run: Run, step: int) -> None:
-    """Log loss and perplexity of every evaluation set, from sums over all ranks."""
+def save(run: Run, engine: Engine, progress: Progress) -> None:
+    """A complete checkpoint at this position, and how the new rows fare in it."""
     run.metrics.flush()
     start = time.perf_counter()
-    results = {name: held_out_loss(run.stepper, reader) for name, reader in run.eval_readers.items()}
-    run.metrics.record_evaluation(step, results)
-    run.metrics.leave_out_time_since(start)
-
-
-def held_out_loss(stepper: Stepper, reader: BatchReader) -> dict[str, float]:
-    """Mean loss per token (natural logarithm) and perplexity over all rows of `reader`."""
-    loss_sum, num_tokens = torch.zeros((), dtype=torch.float64), 0
-    for micro_batches in reader.steps_from(0):
-        loss, tokens = stepper.evaluate(micro_batches)
-        loss_sum += loss.cpu()
-        num_tokens += int(tokens)
-    loss_mean = loss_sum.item() / max(1, num_tokens)
-    return {"loss": loss_mean, "perplexity": math.exp(min(loss_mean, 700.0))}
-
-
-def save(run: Run, progress: Progress) -> None:
-    """A complete checkpoint at this position."""
-    run.metrics.flush()
-    start = time.perf_counter()
-    plan = run.plan
-    schedule = {
-        "step": progress.step,
-        "total_steps": plan.total_steps,
-        "warmup_steps": plan.warmup_steps,
-        "peak_lr": plan.peak_lr,
-        "next_lr": plan.lr_at(progress.step),
-    }
-    run.writer.save(progress, schedule)
+    seen = run.seen_ids.merged(run.cluster.device)
+    loss = engine.stepper.guard.running_loss()
+    progress = replace(progress, loss_weighted_sum=loss.weighted_sum, loss_weight=loss.weight)
+    path = engine.writer.save(
+        progress, run.plan.schedule_after(progress.step), lambda aside: write_seen_ids(aside, seen)
+    )
+    if run.cluster.is_main:
+        health = row_health(run.config.pretrained, path / "modeling", seen)
+        if health is not None:
+            run.metrics.record_row_health(progress.step, health, health_line(health))
     run.metrics.leave_out_time_since(start)

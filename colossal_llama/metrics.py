@@ -1,39 +1,76 @@
-"""What one sees of a run: a line each log interval; metrics.jsonl, a line a step; evaluations.jsonl; TensorBoard.
+"""What one sees of a run: figures of steps come in; a log line an interval, metrics.jsonl and curves go out.
 
 Values arrive as tensors on the device and are read only when a log line is due, so that no step waits for the device.
+metrics.jsonl has a line a step, evaluations.jsonl one an evaluation, row_health.jsonl one a checkpoint.
 """
 
 from __future__ import annotations
 
-import json
+import statistics
 import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+import torch
 
 from colossal_llama.cluster import Cluster, main_rank_logger
+from colossal_llama.flops import StepCost
+from colossal_llama.host import memory_bytes
+from colossal_llama.journal import Journal
+from colossal_llama.trackers import TensorBoard, Tracker
+
+CATEGORY_SUMS = ("category_nats", "category_tokens")
+INTERVALS_REMEMBERED = 20
+LOGGED_CATEGORIES = 6
+MINUTE, HOUR, DAY = 60, 3600, 86400
+GIGABYTE = 10**9
 
 
 class Metrics:
-    """Rank 0 writes; on the other ranks every call is empty."""
+    """Rank 0 writes; on the other ranks every call is empty.
+
+    `categories` name the entries of the tensors `category_nats` and `category_tokens` of a record; `tokens_by_category`
+    is what the run has consumed up to `step`. `trackers` come beside TensorBoard.
+    """
 
     def __init__(
-        self, cluster: Cluster, save_dir: Path, tensorboard_dir: Path, log_interval: int, total_steps: int, step: int
+        self,
+        cluster: Cluster,
+        save_dir: Path,
+        tensorboard_dir: Path,
+        log_interval: int,
+        total_steps: int,
+        step: int,
+        *,
+        categories: Sequence[str] = (),
+        tokens_by_category: Mapping[str, int] | None = None,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
         self._active = cluster.is_main
         self._log_interval, self._total_steps = log_interval, total_steps
+        self._categories = categories
+        self.cost: StepCost | None = None
+        """What the steps from the next `start_clock` on take; another amount in each stage."""
         self._log = main_rank_logger(__name__)
+        self.tokens_by_category: dict[str, int] = dict(tokens_by_category or {})
+        """Loss-bearing tokens of each category trained on, as of the last flush; on rank 0."""
         self._pending: list[dict[str, Any]] = []
-        self._interval_start, self._run_start, self._first_step = time.perf_counter(), time.perf_counter(), step
+        self._seconds_a_step: deque[float] = deque(maxlen=INTERVALS_REMEMBERED)
+        self._interval_start = time.perf_counter()
         if self._active:
-            self._steps_file, self._evaluations_file = save_dir / "metrics.jsonl", save_dir / "evaluations.jsonl"
-            _drop_after(self._steps_file, step)
-            _drop_after(self._evaluations_file, step)
-            self._tensorboard = SummaryWriter(str(tensorboard_dir), purge_step=step + 1)
+            names = ("metrics", "evaluations", "row_health")
+            self._steps, self._evaluations, self._health = (Journal(save_dir / f"{name}.jsonl", step) for name in names)
+            self._trackers: list[Tracker] = [TensorBoard(tensorboard_dir, step), *trackers]
 
     def record(self, values: dict[str, Any]) -> None:
-        """Take the values of one step; they may be tensors. Written when the log interval is full."""
+        """Take the values of one step; they may be tensors. Written when the log interval is full.
+
+        `category_nats` (summed loss) and `category_tokens` (loss-bearing tokens), both [categories], are added up over
+        the interval; all other values are single numbers.
+        """
         if not self._active:
             return
         self._pending.append(values)
@@ -44,82 +81,144 @@ class Metrics:
         """Write what is pending."""
         if not self._active or not self._pending:
             return
-        rows = [{name: _number(value) for name, value in values.items()} for values in self._pending]
+        pending, self._pending = self._pending, []
+        rows = [_numbers(values) for values in pending]
+        categories = self._add_categories(pending)
         now = time.perf_counter()
         seconds = now - self._interval_start
         self._interval_start = now
-        tokens_per_second = sum(row["num_tokens"] for row in rows) / seconds
+        self._seconds_a_step.append(seconds / len(rows))
+        shared = self._speed(sum(row["num_tokens"] for row in rows), seconds, len(rows))
         for row in rows:
-            row.update(step_seconds=seconds / len(rows), tokens_per_second=tokens_per_second)
-        self._pending = []
-        self._append(self._steps_file, rows)
+            row.update(shared)
+        if categories:
+            rows[-1]["categories"] = categories
+        self._write(self._steps, rows)
         self._log.info(self._line(rows[-1]))
 
-    def record_evaluation(self, step: int, results: dict[str, dict[str, float]]) -> None:
+    def record_evaluation(self, step: int, results: dict[str, dict[str, Any]]) -> None:
         """Take the held-out numbers of each evaluation set after `step`; its time is not counted as training."""
         if not self._active:
             return
-        self._append(self._evaluations_file, [{"step": step, "eval": results}])
+        self._write(self._evaluations, [{"step": step, "eval": results}])
         for name, values in results.items():
-            self._log.info(f"step {step} | {name}: " + ", ".join(f"{key} {value:.4f}" for key, value in values.items()))
+            numbers = {key: value for key, value in values.items() if not isinstance(value, dict)}
+            text = ", ".join(f"{key} {value:.4f}" for key, value in numbers.items())
+            self._log.info(f"step {step} | {name}: {text}")
+
+    def record_row_health(self, step: int, health: dict[str, Any], line: str) -> None:
+        """Take the health of the new rows in the checkpoint of `step`, and how the log says it."""
+        if not self._active:
+            return
+        self._write(self._health, [{"step": step, "row_health": health}])
+        self._log.info(f"step {step} | {line}")
 
     def leave_out_time_since(self, start: float) -> None:
         """Do not count the time since `start` (time.perf_counter) as training."""
         self._interval_start += time.perf_counter() - start
 
+    def start_clock(self) -> None:
+        """Training begins now: at first, or with another stage, which has a speed of its own."""
+        self._interval_start = time.perf_counter()
+        self._seconds_a_step.clear()
+        if self.cost is not None and self.cost.peak is not None:
+            self._log.info(f"MFU is measured against {self.cost.peak.source}")
+
     def close(self) -> None:
         """Write what is pending and close the files."""
         self.flush()
         if self._active:
-            self._tensorboard.close()
+            for tracker in self._trackers:
+                with self._no_end_of_the_run(tracker):
+                    tracker.close()
 
-    def _append(self, path: Path, rows: list[dict[str, Any]]) -> None:
-        """A disk that is full for a moment must not end a run, and the other ranks would wait for this one for ever."""
+    def _speed(self, num_tokens: int, seconds: float, num_steps: int) -> dict[str, float]:
+        """Figures that all steps of an interval share. Tokens bear loss; positions are all, padding included."""
+        shared = {
+            "step_seconds": seconds / num_steps,
+            "tokens_per_second": num_tokens / seconds,
+            "memory_bytes": memory_bytes(),
+        }
+        if self.cost is not None:
+            shared["positions_per_second"] = self.cost.positions * num_steps / seconds
+            mfu = self.cost.mfu(seconds / num_steps)
+            if mfu is not None:
+                shared["mfu"] = mfu
+        return shared
+
+    def _add_categories(self, pending: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+        """{category: tokens consumed in all, and mean loss in this interval if it had tokens}."""
+        if not self._categories or CATEGORY_SUMS[0] not in pending[0]:
+            return {}
+        nats, tokens = (torch.stack([values[name] for values in pending]).sum(0).tolist() for name in CATEGORY_SUMS)
+        figures: dict[str, dict[str, float]] = {}
+        for name, category_nats, num_tokens in zip(self._categories, nats, tokens, strict=True):
+            seen = self.tokens_by_category.get(name, 0) + int(num_tokens)
+            self.tokens_by_category[name] = seen
+            figures[name] = {"num_tokens_seen": seen}
+            if num_tokens:
+                figures[name]["loss"] = category_nats / num_tokens
+        return figures
+
+    def _write(self, journal: Journal, rows: list[dict[str, Any]]) -> None:
+        journal.append(rows)
+        for tracker in self._trackers:
+            with self._no_end_of_the_run(tracker):
+                for row in rows:
+                    tracker.log(_flat(row), row["step"])
+
+    @contextmanager
+    def _no_end_of_the_run(self, tracker: Tracker) -> Iterator[None]:
+        """A curve is no reason to end a run, and the other ranks would wait for this one for ever."""
         try:
-            with path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
-            for row in rows:
-                for name, value in _flat(row):
-                    self._tensorboard.add_scalar(name, value, row["step"])
-        except OSError as error:
-            self._log.warning(f"{path}: {error.strerror}; metrics of {len(rows)} line(s) were not written")
+            yield
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self._log.warning(f"{tracker.name}: {reason}; the run goes on, and metrics.jsonl has what is missing there")
 
     def _line(self, row: dict[str, Any]) -> str:
-        seconds_a_step = (time.perf_counter() - self._run_start) / (row["step"] - self._first_step)
-        minutes_left = (self._total_steps - row["step"]) * seconds_a_step / 60
-        return (
-            f"step {row['step']}/{self._total_steps} | loss {row['loss']:.4f} | lr {row['lr']:.2e} | "
-            f"grad norm {row['grad_norm']:.3f} | {row['tokens_per_second']:,.0f} tokens/s | {minutes_left:.1f} min left"
-        )
+        left = (self._total_steps - row["step"]) * statistics.median(self._seconds_a_step)
+        words = [
+            f"step {row['step']}/{self._total_steps}",
+            f"loss {row['loss']:.4f}",
+            f"lr {row['lr']:.2e}",
+            f"grad norm {row['grad_norm']:.3f}",
+            f"{row['tokens_per_second']:,.0f} tokens/s",
+            *([f"MFU {row['mfu']:.1%}"] if "mfu" in row else []),
+            f"{row['memory_bytes'] / GIGABYTE:.1f} GB",
+            f"{_duration(left)} left",
+        ]
+        categories = row.get("categories", {})
+        if 1 < len(categories) <= LOGGED_CATEGORIES:
+            losses = [f"{name} {figures['loss']:.3f}" for name, figures in categories.items() if "loss" in figures]
+            words.append("loss of " + ", ".join(losses))
+        return " | ".join(words)
 
 
-def _number(value: Any) -> float | int:
-    return value.item() if hasattr(value, "item") else value
+def _duration(seconds: float) -> str:
+    """Training time in the unit that a person would choose; evaluations and checkpoints come on top."""
+    if seconds < 2 * MINUTE:
+        return f"{seconds:.0f} s"
+    if seconds < 2 * HOUR:
+        return f"{seconds / MINUTE:.0f} min"
+    return f"{seconds / HOUR:.1f} h" if seconds < 2 * DAY else f"{seconds / DAY:.1f} days"
 
 
-def _flat(row: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    """{"loss": 1, "eval": {"zh": {"loss": 2}}} -> [("loss", 1), ("eval/zh/loss", 2)]; without the step itself."""
-    pairs: list[tuple[str, float]] = []
+def _numbers(values: dict[str, Any]) -> dict[str, Any]:
+    """A step's single numbers, read from the device."""
+    return {
+        name: value.item() if isinstance(value, torch.Tensor) else value
+        for name, value in values.items()
+        if name not in CATEGORY_SUMS
+    }
+
+
+def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """{"step": 4, "loss": 1, "eval": {"zh": {"loss": 2}}} -> {"loss": 1, "eval/zh/loss": 2}."""
+    pairs: dict[str, float] = {}
     for name, value in row.items():
-        if isinstance(value, dict):
-            pairs += _flat(value, f"{prefix}{name}/")
+        if isinstance(value, Mapping):
+            pairs |= _flat(value, f"{prefix}{name}/")
         elif name != "step":
-            pairs.append((prefix + name, value))
+            pairs[prefix + name] = value
     return pairs
-
-
-def _drop_after(path: Path, step: int) -> None:
-    """Keep the lines up to `step`: a resumed run writes the later ones again."""
-    if not path.exists():
-        return
-    kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-    aside = path.with_suffix(".partial")
-    aside.write_text("".join(line + "\n" for line in kept))
-    aside.replace(path)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):  # a line cut off by the kill
-        return float("inf")

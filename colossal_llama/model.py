@@ -1,15 +1,19 @@
-"""HF directory -> model, and which of its parameters train."""
+"""HF directory -> model, and which of its parameters train; an adapter's directory -> its base with the adapter."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from colossal_llama import lora
 from tokenizer_tools.command import UserError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 LONGEST_REASON = 200  # characters; transformers answers some faults with the names of all its models
 
@@ -19,9 +23,14 @@ def load_model(
 ) -> PreTrainedModel:
     """The model of a local safetensors directory, ready to train; "auto" keeps the saved dtype.
 
+    Of an adapter's directory: its base with the adapter merged in, "auto" being the adapter's dtype.
     No remote code, no pickles.
     Raises UserError if the directory does not hold a complete model.
     """
+    if lora.is_adapter(directory):
+        own_dtype = lora.adapter_dtype(directory) if dtype == "auto" else dtype
+        base = load_model(lora.base_directory(directory), own_dtype, attention, use_grad_checkpoint)
+        return lora.merge(base, directory).train()
     if not (directory / "config.json").is_file():
         raise UserError(f"{directory}: holds no config.json; name a Hugging Face model directory")
     try:
@@ -51,6 +60,31 @@ def load_model(
     if use_grad_checkpoint:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
+
+
+def load_config(directory: Path) -> PretrainedConfig:
+    """The transformers config of a model's directory, or of an adapter's base. Raises UserError if there is none."""
+    owner = lora.base_directory(directory) if lora.is_adapter(directory) else directory
+    try:
+        return AutoConfig.from_pretrained(owner, local_files_only=True)
+    except Exception as error:  # transformers raises whatever it meets in a broken file
+        reason = str(error).split(". ")[0][:LONGEST_REASON]
+        raise UserError(f"{owner}: not a readable model ({reason}); name a complete safetensors directory") from error
+
+
+def load_lora_model(
+    directory: Path, dtype: torch.dtype, attention: str, use_grad_checkpoint: bool, settings: lora.LoraSettings
+) -> PeftModel:
+    """A model that trains adapters: fresh ones on a model's directory, those of an adapter's directory on its base.
+
+    Raises UserError if `directory` does not hold a complete model, or an adapter that was made with other settings.
+    """
+    continues = lora.is_adapter(directory)
+    base = lora.base_directory(directory) if continues else directory
+    model = lora.wrap(load_model(base, dtype, attention, use_grad_checkpoint), settings)
+    if continues:
+        lora.load_adapter(model, directory)
+    return model
 
 
 def embedding_parameters(model: PreTrainedModel) -> list[nn.Parameter]:

@@ -1,31 +1,55 @@
-"""Optimizer, parameter groups and the schedule, a pure function of the step."""
+"""The optimizer: a model comes in, AdamW over its trainable parameters in groups goes out.
+
+A group says `is_embedding`, so that the step can write the learning rate of the embeddings into theirs.
+"""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 BETAS = (0.9, 0.95)  # the usual pair of LLaMA pre-training (Touvron et al. 2023, arXiv:2302.13971)
-WARMUP_SHARE = 0.025
-FLOOR_SHARE = 0.1
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices decay, norms and biases (one dimension) do not. None is empty."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
+def parameter_groups(
+    model: PreTrainedModel, lr: float, embeds_lr: float, weight_decay: float, decay_embeddings: bool = True
+) -> list[dict[str, Any]]:
+    """Trainable parameters in as few groups as their settings allow, none of them empty.
+
+    Matrices decay, norms and biases (one dimension) do not. The input and output embeddings are matrices too, and have
+    a group of their own only if their learning rate differs from `lr`. They do not decay where only new rows of them
+    train (`decay_embeddings` off): decay would move the old rows as well, which have no gradient.
+    """
+    embeddings = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        is_embedding = id(parameter) in embeddings
+        decays = parameter.dim() >= 2 and (decay_embeddings or not is_embedding)
+        if parameter.requires_grad:
+            key = (is_embedding and embeds_lr != lr, weight_decay if decays else 0.0)
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": parameters, "lr": embeds_lr if apart else lr, "weight_decay": decay, "is_embedding": apart}
+        for (apart, decay), parameters in sorted(groups.items(), key=lambda item: (item[0][0], -item[0][1]))
     ]
-    return [group for group in groups if group["params"]]
 
 
-def make_optimizer(model: nn.Module, lr: float, weight_decay: float, for_gemini: bool) -> torch.optim.Optimizer:
-    """AdamW. Gemini takes only colossalai's own (zero/gemini/gemini_optimizer.py:121); the others need no compiler."""
-    groups = parameter_groups(model, weight_decay)
+def make_optimizer(
+    model: PreTrainedModel,
+    lr: float,
+    weight_decay: float,
+    for_gemini: bool,
+    embeds_lr: float | None = None,
+    decay_embeddings: bool = True,
+) -> torch.optim.Optimizer:
+    """AdamW. Gemini takes only colossalai's own (zero/gemini/gemini_optimizer.py:121); the others need no compiler.
+
+    `embeds_lr`: the learning rate of the embeddings; None for that of the rest. For the groups see `parameter_groups`.
+    """
+    groups = parameter_groups(model, lr, lr if embeds_lr is None else embeds_lr, weight_decay, decay_embeddings)
     if not for_gemini:
         return torch.optim.AdamW(groups, lr=lr, betas=BETAS, fused=True)
     from colossalai.nn.optimizer import HybridAdam
@@ -37,18 +61,11 @@ def make_optimizer(model: nn.Module, lr: float, weight_decay: float, for_gemini:
     return optimizer
 
 
-def default_warmup_steps(total_steps: int) -> int:
-    """0.025 of all steps, rounded down, as the pipeline's flag has always meant it."""
-    return int(WARMUP_SHARE * total_steps)
+def parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of the optimizer's parameters, group after group: name i belongs to id i in Booster's optimizer files.
 
-
-def lr_at(step: int, total_steps: int, warmup_steps: int, peak_lr: float) -> float:
-    """Learning rate of `step` (0 is the first): linear warm-up, cosine to 0.1 of the peak, then flat.
-
-    The peak is reached at step `warmup_steps - 1`, the floor at step `total_steps - 1`; later steps stay at the floor.
+    Take them before Booster does: it replaces the optimizer's parameters by slices, and under a pipeline drops those
+    of other stages, while its files count over the whole model.
     """
-    if step < warmup_steps:
-        return peak_lr * ((step + 1) / warmup_steps)  # exactly the peak at the end
-    decay_steps = max(1, total_steps - 1 - warmup_steps)
-    progress = min(1.0, (step - warmup_steps) / decay_steps)
-    return peak_lr * (FLOOR_SHARE + (1 - FLOOR_SHARE) * 0.5 * (1 + math.cos(math.pi * progress)))
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]

@@ -107,16 +107,25 @@ def pipeline_microbatch_size(micro_batch_size: int, accumulation_steps: int, pp:
     return max(size for size in range(1, micro_batch_size + 1) if num_rows % size == 0 and num_rows // size >= pp)
 
 
+def dp_size(config: TrainConfig, world_size: int) -> int:
+    """How many groups of ranks read rows of their own."""
+    return world_size // _model_parallel_size(config)
+
+
+def _model_parallel_size(config: TrainConfig) -> int:
+    """Ranks that read the same rows; 1 without 3d, where no size is above 1."""
+    return config.tp * config.pp * (1 if config.sp_mode in TP_SHARED_SP_MODES else config.sp)
+
+
 def check_world(config: TrainConfig, world_size: int, vocab_size: int, row_length: int) -> None:
     """Raise UserError if this many ranks, this vocabulary or this row length cannot be divided as asked."""
     if config.plugin != "3d":
         return
-    sp_ranks = 1 if config.sp_mode in TP_SHARED_SP_MODES else config.sp
-    ranks = config.tp * config.pp * sp_ranks
+    ranks = _model_parallel_size(config)
     if world_size % ranks:
         raise UserError(
-            f"{world_size} process(es): --tp {config.tp} x --pp {config.pp} x --sp {sp_ranks} needs a multiple of "
-            f"{ranks}; change --nproc_per_node or these sizes"
+            f"{world_size} process(es): --tp {config.tp} x --pp {config.pp} x --sp "
+            f"{ranks // config.tp // config.pp} needs a multiple of {ranks}; change --nproc_per_node or these sizes"
         )
     if vocab_size % config.tp:
         raise UserError(

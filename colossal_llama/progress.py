@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from colossal_llama.guard import RunningLoss
 from tokenizer_tools.command import UserError
 
 
@@ -25,8 +26,13 @@ class Progress:
     data_fingerprint: str = ""
     """sha256 over the bins' own hashes, in order."""
     tokenizer_fingerprint: str = ""
+    stage: int = 0
+    """Number of the stage, from 0, that the last step belonged to."""
     trained: str = "all"
-    """`all` or `embeds`: which parameters the optimizer's state belongs to."""
+    """What that stage trains, which is what the optimizer's state belongs to."""
+    loss_weighted_sum: float = 0.0
+    """With `loss_weight` the running mean of the loss, by which the guard knows a leap."""
+    loss_weight: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, for running_states.json."""
@@ -46,7 +52,6 @@ class Progress:
             "seed": "--seed",
             "data_fingerprint": "--dataset",
             "tokenizer_fingerprint": "tokenizer",
-            "trained": "--freeze_non_embeds_params",
         }
         for name, flag in reasons.items():
             before, now = getattr(self, name), getattr(other, name)
@@ -56,3 +61,17 @@ class Progress:
                     f"keep the same {flag} to go on, or pass the checkpoint's `modeling` folder to --load_checkpoint "
                     f"with a new --save_dir to start anew from its weights"
                 )
+
+    @property
+    def running_loss(self) -> RunningLoss:
+        """For the guard."""
+        return RunningLoss(self.loss_weighted_sum, self.loss_weight)
+
+    def check_trains(self, trained: str) -> None:
+        """Raise UserError if a run that goes on within its stage would train something else now."""
+        if trained != self.trained:
+            raise UserError(
+                f"the checkpoint was made while training {self.trained}, now {trained} would train; keep the same "
+                f"--train, --stages and --lora_rank to go on, or pass the checkpoint's `modeling` folder to "
+                f"--load_checkpoint with a new --save_dir to start anew from its weights"
+            )

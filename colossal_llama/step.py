@@ -7,7 +7,6 @@ loss is scaled by num_averaged / tokens; whatever the split, the gradient is tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,14 +15,21 @@ import torch
 from colossalai.booster import Booster
 from colossalai.booster.plugin import HybridParallelPlugin, TorchDDPPlugin
 
-from colossal_llama.batch import IGNORED, Batch
+from colossal_llama.batch import IGNORED, Batch, joined
 from colossal_llama.cluster import Layout, all_reduce_sum
-from colossal_llama.loss import cross_entropy_sum, next_token_targets
+from colossal_llama.document_mask import DocumentMask, model_inputs
+from colossal_llama.guard import Guard
+from colossal_llama.head import LossHead
+from colossal_llama.loss import TokenScores, next_token_targets
+from colossal_llama.text_bytes import TextBytes
+
+SUMS = ("tokens", "nats", "correct", "text_nats", "bytes")
+"""Columns of `Stepper.evaluate`; text_nats are those of tokens that spell text, which `bytes` counts."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Scalars of one step, still on the device: read them when the log line is due, not before."""
+    """Figures of one step, still on the device: read them when the log line is due, not before."""
 
     loss: torch.Tensor
     """Mean over the loss-bearing tokens of the global batch."""
@@ -31,25 +37,46 @@ class StepResult:
     """Loss-bearing tokens of the global batch."""
     grad_norm: torch.Tensor | float
     """Global gradient norm before clipping."""
+    is_bad: torch.Tensor
+    """1 if the guard found the step bad, else 0."""
+    category_nats: torch.Tensor
+    """[categories] summed loss."""
+    category_tokens: torch.Tensor
+    """[categories] loss-bearing tokens."""
+    row_nats: torch.Tensor
+    """[rows of the step] summed loss."""
+    row_tokens: torch.Tensor
+    """[rows of the step] loss-bearing tokens."""
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What a run decides about its steps once and for all."""
+
+    max_grad_norm: float
+    autocast_bf16: bool
+    document_mask: DocumentMask
+    rows_per_step: int
+    num_categories: int
 
 
 class Stepper:
-    """Runs a boosted model over the micro-batches of a step."""
+    """Runs a boosted model, whose head answers with the summed loss, over the micro-batches of a step."""
 
     def __init__(
         self,
         booster: Booster,
         model: Any,
         optimizer: Any,
+        head: LossHead | None,
+        guard: Guard,
         layout: Layout,
         device: torch.device,
-        max_grad_norm: float,
-        autocast_bf16: bool,
+        settings: StepSettings,
     ) -> None:
         self.booster, self.model, self.optimizer = booster, model, optimizer
-        self.layout, self._device = layout, device
-        self._max_grad_norm = max_grad_norm
-        self._autocast_bf16 = autocast_bf16
+        self._head, self.guard = head, guard
+        self.layout, self._device, self._settings = layout, device, settings
         plugin = booster.plugin
         self._is_ddp = isinstance(plugin, TorchDDPPlugin)
         is_3d = isinstance(plugin, HybridParallelPlugin)
@@ -57,96 +84,124 @@ class Stepper:
         # One reduction a step where the plugin allows it; ZeRO 2 and gemini must reduce after every backward pass.
         self._can_delay_reduction = self._is_ddp or (is_3d and plugin.zero_stage < 2)
 
-    def train(self, micro_batches: list[Batch], lr: float) -> StepResult:
-        """Forward, backward and one optimizer step at learning rate `lr` over all of this rank's micro-batches."""
+    def set_learning_rates(self, lr: float, embeds_lr: float) -> None:
+        """For the next step: of the embeddings, if they have a parameter group of their own, and of the rest."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = embeds_lr if group["is_embedding"] else lr
+
+    def train(self, micro_batches: list[Batch], first_row: int) -> StepResult:
+        """Forward, backward and one optimizer step over all of this rank's micro-batches.
+
+        `first_row` is the number of the global batch's first row.
+        """
         batches = [batch.to(self._device) for batch in micro_batches]
         num_tokens = self._count_tokens(batches)
         scale = self.layout.num_averaged / num_tokens.clamp(min=1)
-        forward_backward = self._pipeline if self._is_pipeline else self._plain
-        loss_sum = forward_backward(batches, scale)
+        passes = self._pipeline(batches, scale) if self._is_pipeline else self._plain(batches, scale)
+        by_category, by_row = self._training_sums(batches, first_row, passes)
+        loss = (by_category[0].sum() / num_tokens.clamp(min=1)).float()
+        norm = None
         if self._is_ddp:
-            grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._max_grad_norm)
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.max_grad_norm)
+        self.guard.judge(loss, norm)
         self.optimizer.step()
-        if not self._is_ddp:
-            grad_norm = self.optimizer.get_grad_norm()
-            if grad_norm is None:  # fp16: the gradients overflowed and the step was skipped
-                grad_norm = float("nan")
+        is_bad = self.guard.verdict(loss)
+        grad_norm = self.optimizer.get_grad_norm() if norm is None else norm
+        if grad_norm is None:  # fp16: the gradients overflowed and Booster skipped the step
+            grad_norm = float("nan")
         self.optimizer.zero_grad()
-        return StepResult(self._total(loss_sum) / num_tokens.clamp(min=1), num_tokens, grad_norm)
+        return StepResult(loss, num_tokens, grad_norm, is_bad, *by_category, *by_row)
 
     @torch.no_grad()
-    def evaluate(self, micro_batches: list[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(summed loss, number of tokens) of the global batch, without touching the model.
+    def evaluate(self, micro_batches: list[Batch], num_categories: int, text: TextBytes) -> torch.Tensor:
+        """Sums of the global batch for each category, float64 [categories, len(SUMS)], without touching the model.
 
         Take as many micro-batches of the same size as in training: a pipeline keeps the shapes it has seen.
         """
         batches = [batch.to(self._device) for batch in micro_batches]
-        num_tokens = self._count_tokens(batches)
         self.model.eval()
         if self._is_pipeline:
-            loss_sum = self._pipeline(batches, torch.ones((), device=self._device))
+            passes = self._pipeline(batches, torch.ones((), device=self._device))
         else:
-            loss_sum = torch.stack([self._loss_sum(self._logits(batch), batch) for batch in batches]).sum()
+            passes = [self._pass(batch)[1] for batch in batches]
         self.model.train()
-        return self._total(loss_sum), num_tokens
+        rows = joined(batches)
+        sums = torch.zeros(num_categories, len(SUMS), dtype=torch.float64, device=self._device)
+        if self.layout.owns_loss:
+            nats = torch.cat([scores.nats for scores in passes])
+            correct = torch.cat([scores.correct for scores in passes if scores.correct is not None])
+            is_scored = self._targets(rows.labels) != IGNORED
+            num_bytes, is_text = (self._targets(v) for v in text.count(rows.input_ids, rows.position_ids))
+            columns = (is_scored, nats, correct, nats * (is_text == 1), num_bytes * is_scored)
+            stacked = torch.stack([column.flatten().double() for column in columns], dim=1)
+            sums.index_add_(0, self._targets(rows.categories).clamp(min=0).flatten(), stacked)
+        return all_reduce_sum(sums)
+
+    def _targets(self, values: torch.Tensor) -> torch.Tensor:
+        """What belongs to the token that each position predicts, in this rank's slice of the sequence."""
+        return next_token_targets(values, self.layout.sequence_rank, self.layout.sequence_size)
 
     def _count_tokens(self, batches: list[Batch]) -> torch.Tensor:
         """Loss-bearing tokens of the global batch; a row's first token is never predicted."""
         own = torch.stack([(batch.labels[:, 1:] != IGNORED).sum() for batch in batches]).sum()
         return all_reduce_sum(own * self.layout.owns_rows)
 
-    def _total(self, loss_sum: torch.Tensor) -> torch.Tensor:
-        return all_reduce_sum(loss_sum.detach() * self.layout.owns_loss)
+    def _training_sums(
+        self, batches: list[Batch], first_row: int, passes: list[TokenScores]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Summed loss and number of tokens over all ranks, float64: [2, categories] and [2, rows of the step]."""
+        sizes = (self._settings.num_categories, self._settings.rows_per_step)
+        sums = torch.zeros(2, sum(sizes), dtype=torch.float64, device=self._device)
+        if self.layout.owns_loss:
+            rows = joined(batches)
+            nats = torch.cat([scores.nats for scores in passes]).double()
+            tokens = (self._targets(rows.labels) != IGNORED).double()
+            category = self._targets(rows.categories).clamp(min=0).flatten()
+            row = sizes[0] + torch.tensor(rows.row_numbers, device=self._device) - first_row
+            for line, values in enumerate((nats, tokens)):
+                sums[line].index_add_(0, category, values.flatten()).index_add_(0, row, values.sum(1))
+        by_category, by_row = all_reduce_sum(sums).split(sizes, dim=1)
+        return by_category, by_row
 
-    def _logits(self, batch: Batch) -> torch.Tensor:
+    def _pass(self, batch: Batch) -> tuple[torch.Tensor, TokenScores]:
+        """(summed loss, scores) of one forward pass."""
+        assert self._head is not None, "without a pipeline every rank holds the head"
+        self._head.expect([self._targets(batch.labels)])
         with self._autocast():
-            return self.model(input_ids=batch.input_ids).logits
+            loss_sum = self.model(**model_inputs(batch, self._settings.document_mask)).logits
+        return loss_sum, self._head.take()[0]
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        if not self._autocast_bf16:
+        if not self._settings.autocast_bf16:
             return nullcontext()
         return torch.autocast(self._device.type, dtype=torch.bfloat16)
 
-    def _loss_sum(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        targets = next_token_targets(batch.labels, self.layout.sequence_rank, self.layout.sequence_size)
-        return cross_entropy_sum(logits, targets, self.layout.tp_group)
-
-    def _plain(self, batches: list[Batch], scale: torch.Tensor) -> torch.Tensor:
-        total = torch.zeros((), device=self._device)
+    def _plain(self, batches: list[Batch], scale: torch.Tensor) -> list[TokenScores]:
+        passes = []
         for index, batch in enumerate(batches):
             with self._delayed_reduction(is_last=index == len(batches) - 1):
-                loss_sum = self._loss_sum(self._logits(batch), batch)
+                loss_sum, scores = self._pass(batch)
                 self.booster.backward(loss_sum * scale, self.optimizer)
-            total += loss_sum.detach()
-        return total
+            passes.append(scores)
+        return passes
 
     def _delayed_reduction(self, is_last: bool) -> AbstractContextManager[Any]:
         if is_last or not self._can_delay_reduction:
             return nullcontext()
         return self.booster.no_sync(self.model, self.optimizer)
 
-    def _pipeline(self, batches: list[Batch], scale: torch.Tensor) -> torch.Tensor:
+    def _pipeline(self, batches: list[Batch], scale: torch.Tensor) -> list[TokenScores]:
         """All rows of the step at once: the schedule cuts them into its own micro-batches and adds their gradients."""
-        rows = Batch(torch.cat([b.input_ids for b in batches]), torch.cat([b.labels for b in batches]))
-        schedule = self.booster.plugin.scheduler
-        labels = _microbatches(rows.labels, schedule.microbatch_size)
-        num_microbatches = len(rows.labels) // schedule.microbatch_size
-        total = torch.zeros((), device=self._device)
+        rows = joined(batches)
+        microbatch_size = self.booster.plugin.scheduler.microbatch_size
+        num_microbatches = len(rows.labels) // microbatch_size
+        if self._head is not None:
+            self._head.expect(list(self._targets(rows.labels).split(microbatch_size)))
 
         def criterion(outputs: Any, _: Any) -> torch.Tensor:
-            nonlocal total
-            loss_sum = self._loss_sum(outputs.logits, Batch(rows.input_ids, next(labels)))
-            total = total + loss_sum.detach()
-            return loss_sum * scale * num_microbatches  # the schedule divides by it (one_f_one_b.py:272)
+            return outputs.logits * scale * num_microbatches  # the schedule divides by it (one_f_one_b.py:272)
 
         optimizer = self.optimizer if torch.is_grad_enabled() else None
-        source = iter([{"input_ids": rows.input_ids}])
+        source = iter([model_inputs(rows, self._settings.document_mask)])
         self.booster.execute_pipeline(source, self.model, criterion, optimizer, return_loss=False)
-        return total
-
-
-def _microbatches(labels: torch.Tensor, microbatch_size: int) -> Iterator[torch.Tensor]:
-    """The labels in the order in which the schedule asks for their loss."""
-    return iter(labels.split(microbatch_size))
+        return self._head.take() if self._head is not None else []

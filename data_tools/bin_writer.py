@@ -2,7 +2,8 @@
 
 Columns: `input_ids` list<uint16 or uint32>, `labels` list<int32> (not shifted, -100 without loss), `document_lengths`
 and `document_categories` list<int32>, one entry a piece. The files are written here rather than by `datasets`, whose
-fingerprints and paths differ from run to run: equal rows give equal bytes in every file.
+fingerprints and paths differ from run to run: equal rows give equal bytes in every file. Beside them `sources.arrow`
+says where each piece was read, which is no property of the rows.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from data_tools.encode import IGNORED_LABEL
 from data_tools.manifest import WrittenBin
 from data_tools.parts import file_digest
 from data_tools.rows import RowBatch
+from data_tools.sources import SOURCES_NAME, sources_writer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,16 +40,22 @@ def write_bin(
     num_rows = 0
     tokens, loss_tokens = np.zeros((2, num_categories), np.int64)
     fill_histogram = np.zeros(FILL_STEPS, np.int64)
-    with pa.OSFile(str(directory / ARROW_NAME), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+    with (
+        pa.OSFile(str(directory / ARROW_NAME), "wb") as sink,
+        pa.ipc.new_stream(sink, schema) as writer,
+        sources_writer(directory) as write_sources,
+    ):
         for batch in batches:
             writer.write_batch(_record_batch(batch, schema))
+            write_sources(batch)
             num_rows += len(batch.row_lengths)
             np.add.at(tokens, batch.document_categories, batch.document_lengths)
             np.add.at(loss_tokens, batch.document_categories, loss_tokens_of_pieces(batch))
             np.add.at(fill_histogram, (batch.row_lengths * FILL_STEPS - 1) // max_length, 1)
     sha256 = file_digest(directory / ARROW_NAME)
     write_state(directory, sha256)
-    return WrittenBin(num_rows, tokens, loss_tokens, fill_histogram, sha256)
+    sources_sha256 = file_digest(directory / SOURCES_NAME)
+    return WrittenBin(num_rows, tokens, loss_tokens, fill_histogram, sha256, sources_sha256)
 
 
 def loss_tokens_of_pieces(batch: RowBatch) -> np.ndarray:

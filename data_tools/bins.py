@@ -12,6 +12,7 @@ import numpy as np
 
 from data_tools.bin_writer import ARROW_NAME
 from data_tools.manifest import MANIFEST_NAME, BucketEntry, Manifest, read_manifest
+from data_tools.sources import Sources
 from tokenizer_tools.command import UserError
 
 
@@ -47,6 +48,14 @@ class Bin:
             document_lengths=self._values("document_lengths", index),
             document_categories=self.category_indices[self._values("document_categories", index)],
         )
+
+    def sources(self, index: int) -> list[str]:
+        """`file:line` of each document of row `index`; empty where an older dataset does not say."""
+        return self._sources.of_row(index)
+
+    @cached_property
+    def _sources(self) -> Sources:
+        return Sources(self.path)
 
     def _values(self, column: str, index: int) -> np.ndarray:
         return self._table[column][index].values.to_numpy().astype(np.int64)
@@ -89,6 +98,13 @@ class Bins:
     def num_rows(self) -> int:
         """Rows of all bins."""
         return sum(part.num_rows for part in self.bins)
+
+    def sources(self, bin_index: int, row_index: int) -> list[str]:
+        """`file:line` of each document of a row, as the files were named when the dataset was prepared.
+
+        Empty where an older dataset does not say. The first call for a bin reads the sources of all its rows.
+        """
+        return self.bins[bin_index].sources(row_index)
 
 
 def open_bins(paths: Sequence[Path]) -> Bins:

@@ -23,6 +23,7 @@ from data_tools.encode import bears_loss_whole, labels_of
 from data_tools.manifest import BucketEntry, bucket_entry
 from data_tools.parts import is_intact
 from data_tools.rows import RowBatch, Shard, row_batches
+from data_tools.sources import SOURCES_NAME
 from tokenizer_tools.command import UserError
 from tokenizer_tools.outputs import read_json
 
@@ -40,6 +41,8 @@ class BucketTask:
     category: np.ndarray
     length: np.ndarray
     text_bytes: np.ndarray
+    file: np.ndarray
+    line_number: np.ndarray
     common: BucketPlan
 
 
@@ -76,6 +79,8 @@ def bucket_tasks(documents: Documents, arrangement: Arrangement, plan: BucketPla
                     documents.category[document],
                     arrangement.length[entries],
                     documents.text_bytes[document],
+                    documents.file[document],
+                    documents.line_number[document],
                     plan,
                 )
             )
@@ -97,10 +102,13 @@ def _finished(plan: BucketPlan, name: str) -> BucketEntry | None:
         record = read_json(plan.records_dir / f"{name}.json", "the record of a bucket")
     except UserError:
         return None
-    path = plan.bins_dir / name / ARROW_NAME
-    if record.get("key") != plan.key or not is_intact((path, record["entry"]["sha256"])):
+    directory = plan.bins_dir / name
+    if record.get("key") != plan.key or "sources_sha256" not in record:
         return None
-    write_state(path.parent, record["entry"]["sha256"])
+    files = {ARROW_NAME: record["entry"]["sha256"], SOURCES_NAME: record["sources_sha256"]}
+    if not all(is_intact((directory / file, sha256)) for file, sha256 in files.items()):
+        return None
+    write_state(directory, record["entry"]["sha256"])
     return record["entry"]
 
 
@@ -119,7 +127,7 @@ def _write(task: BucketTask, index: int, together: Shard | None) -> BucketEntry:
     )
     category, text_bytes = task.category[members], task.text_bytes[members]
     entry = bucket_entry(name, written, category, text_bytes, plan.category_names)
-    record = json.dumps({"key": plan.key, "entry": entry})
+    record = json.dumps({"key": plan.key, "entry": entry, "sources_sha256": written.sources_sha256})
     (plan.records_dir / f"{name}.json").write_text(record, encoding="utf-8")  # half of one counts as none
     return entry
 
@@ -129,7 +137,9 @@ def _batches(task: BucketTask, members: slice, together: Shard | None, seed: lis
     if members.start == members.stop:
         return
     if together is not None:
-        facts = (getattr(together, name)[members] for name in ("first_token", "category", "lengths"))
+        facts = (
+            getattr(together, name)[members] for name in ("first_token", "category", "lengths", "file", "line_number")
+        )
         yield from row_batches(Shard(together.tokens, together.labels, *facts), max_length, seed)
         return
     for number, entries in enumerate(shards(task.length, SHARD_TOKENS)):
@@ -155,4 +165,6 @@ def _read(task: BucketTask, entries: slice) -> Shard:
         first_token=first_token,
         category=task.category[entries],
         lengths=task.length[entries],
+        file=task.file[entries],
+        line_number=task.line_number[entries],
     )

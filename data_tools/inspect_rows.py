@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -63,13 +64,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Document:
-    """A document, or what a row holds of one that was cut. `begins` and `ends` are None where the ids do not tell."""
+    """A document, or what a row holds of one that was cut. `begins` and `ends` are None where the ids do not tell.
+
+    `source` is `file:line`, None where the dataset does not say.
+    """
 
     category: str
     tokens: int
     loss_tokens: int
     begins: bool | None
     ends: bool | None
+    source: str | None
     text: str
     parts: list[Part]
 
@@ -147,10 +152,11 @@ class RowReader:
         borders = np.cumsum(row.document_lengths)[:-1]
         pieces = zip(np.split(row.input_ids, borders), np.split(row.labels, borders), strict=True)
         categories = [self._categories[index] for index in row.document_categories]
+        sources: Sequence[str | None] = opened.sources(number) or [None] * len(categories)
         try:
             return [
-                self._document(category, ids.tolist(), (labels != IGNORED_LABEL).tolist())
-                for category, (ids, labels) in zip(categories, pieces, strict=True)
+                self._document(category, source, ids.tolist(), (labels != IGNORED_LABEL).tolist())
+                for category, source, (ids, labels) in zip(categories, sources, pieces, strict=True)
             ]
         except KeyError as error:
             raise UserError(
@@ -158,14 +164,14 @@ class RowReader:
                 "damaged, copy or prepare the dataset again"
             ) from None
 
-    def _document(self, category: str, ids: list[int], has_loss: list[bool]) -> Document:
+    def _document(self, category: str, source: str | None, ids: list[int], has_loss: list[bool]) -> Document:
         control_ids = self._token_text.control_ids
         kinds = [(loss, i in control_ids) for i, loss in zip(ids, has_loss, strict=True)]
         parts: list[Part] = []
         for (loss, is_control), group in groupby(range(len(ids)), key=kinds.__getitem__):
             parts.append(Part(self._token_text.text([ids[place] for place in group]), loss, is_control))
         text = "".join(part.text for part in parts)
-        return Document(category, len(ids), sum(has_loss), self._begins(ids), self._ends(ids), text, parts)
+        return Document(category, len(ids), sum(has_loss), self._begins(ids), self._ends(ids), source, text, parts)
 
     def _begins(self, ids: list[int]) -> bool | None:
         """Chats bring control tokens of their own: where one stands first, the ids do not tell."""
@@ -215,6 +221,7 @@ def _border(place: int, document: Document) -> Text:
     facts += [f"{num_masked} without loss"] if num_masked else []
     facts += ["goes on from another row"] if document.begins is False else []
     facts += ["is cut at the end of the row"] if document.ends is False else []
+    facts += [visible_name(document.source)] if document.source else []
     return Text(f"── {' · '.join(facts)} ──", style="yellow")
 
 

@@ -112,7 +112,8 @@ class Manifest(TypedDict):
 class WrittenBin:
     """What lies in a bin, counted from the very rows that were written.
 
-    `tokens` and `loss_tokens` are [categories] int64, `fill_histogram` is [20] int64.
+    `tokens` and `loss_tokens` are [categories] int64, `fill_histogram` is [20] int64; `sha256` is that of the rows,
+    `sources_sha256` of where they were read.
     """
 
     num_rows: int
@@ -120,6 +121,7 @@ class WrittenBin:
     loss_tokens: np.ndarray
     fill_histogram: np.ndarray
     sha256: str
+    sources_sha256: str
 
 
 def bucket_entry(

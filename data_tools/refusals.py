@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from data_tools.chunks import PLACE_COLUMNS, read_columns
 from data_tools.cleaning import REASONS
 from data_tools.counts import RecordCounts
-from data_tools.documents import Documents
+from data_tools.documents import Documents, numbered
 from data_tools.duplicates import Kept
 from data_tools.fields import ReadOptions
 from data_tools.intake import REFUSED_NAME, PartRecord
@@ -26,27 +24,9 @@ from tokenizer_tools.command import UserError
 logger = logging.getLogger(__name__)
 
 
-class Numbered(NamedTuple):
-    """The record of a part, and for each of its spans the lines of the file that lie before it."""
-
-    record: PartRecord
-    lines_before: list[int]
-
-
-def numbered(records: Sequence[PartRecord]) -> Iterator[Numbered]:
-    """The records, in the order of the parts."""
-    lines: Counter[str] = Counter()
-    for record in records:
-        before = []
-        for file, num_lines in zip(record["files"], record["num_lines"], strict=True):
-            before.append(lines[file])
-            lines[file] += num_lines
-        yield Numbered(record, before)
-
-
 def refusals(records: Sequence[PartRecord], cache_dir: Path) -> Iterator[Refusal]:
     """Every refused line, in the order of the files, its line number counted from the beginning of the file."""
-    for record, lines_before in numbered(records):
+    for record, lines_before, _ in numbered(records):
         with (cache_dir / record["key"] / REFUSED_NAME).open(encoding="utf-8") as lines:
             for line in lines:
                 span, file, line_number, *rest = json.loads(line)
@@ -58,7 +38,7 @@ def duplicate_refusals(
 ) -> Iterator[Refusal]:
     """Every document that was dropped for another one."""
     end = 0
-    for record, lines_before in numbered(records):
+    for record, lines_before, _ in numbered(records):
         for chunk in record["chunks"]:
             first, end = end, end + sum(chunk["batch_documents"])
             found = {reason: np.flatnonzero(is_dropped[first:end]) for reason, is_dropped in kept.dropped.items()}

@@ -17,14 +17,17 @@ TOKENS_PER_BATCH = 2**20
 class RowBatch:
     """Some rows, laid end to end.
 
-    `input_ids` [tokens] uint16 or uint32 and `labels` [tokens] int32; `document_lengths` and `document_categories`
-    [pieces] int32; `row_lengths` (tokens) and `row_pieces` [rows] int64 say where rows end.
+    `input_ids` [tokens] uint16 or uint32 and `labels` [tokens] int32; `document_lengths`, `document_categories` and
+    `document_files` [pieces] int32, `document_lines` [pieces] int64; `row_lengths` (tokens) and `row_pieces` [rows]
+    int64 say where rows end.
     """
 
     input_ids: np.ndarray
     labels: np.ndarray
     document_lengths: np.ndarray
     document_categories: np.ndarray
+    document_files: np.ndarray
+    document_lines: np.ndarray
     row_lengths: np.ndarray
     row_pieces: np.ndarray
 
@@ -35,6 +38,7 @@ class Shard:
 
     `labels` are None where every token bears loss: they are the tokens then.
     `category` and `lengths` are [documents] int64; no more than `lengths` tokens of a document are used.
+    `file` [documents] int32 and `line_number` [documents] int64 tell where each was read.
     """
 
     tokens: np.ndarray
@@ -42,6 +46,8 @@ class Shard:
     first_token: np.ndarray
     category: np.ndarray
     lengths: np.ndarray
+    file: np.ndarray
+    line_number: np.ndarray
 
 
 def row_batches(shard: Shard, max_length: int, seed: list[int]) -> Iterator[RowBatch]:
@@ -66,6 +72,8 @@ def _gather(shard: Shard, packing: Packing, rows: np.ndarray) -> RowBatch:
         labels=input_ids.astype(np.int32) if shard.labels is None else gathered(shard.labels, starts, lengths),
         document_lengths=lengths.astype(np.int32),
         document_categories=shard.category[document].astype(np.int32),
+        document_files=shard.file[document],
+        document_lines=shard.line_number[document],
         row_lengths=np.diff(row_ends, prepend=0),
         row_pieces=row_pieces,
     )

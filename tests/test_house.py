@@ -30,9 +30,19 @@ TORCH_ROOMS = tuple(
 DATA_TOOLS_READS = ("command", "outputs", "spelling", "tokenizer", "freed_memory")
 DEVICE_ROOMS = ("colossal_llama/host.py", "colossal_llama/plugins.py")
 LAYERS = {
-    "facts": ("config", "cluster", "host", "host_kernels", "mends", "upstream", "progress", "batch", "loss"),
-    "parts": ("plugins", "model", "optim", "batches", "step", "checkpoint", "metrics"),
-    "joins": ("build", "loop", "evaluate", "scoring", "gate", "export", "generate"),
+    "facts": (
+        *("config", "checks", "schedule", "stages", "progress", "plan", "architectures", "flops"),  # plain values
+        *("cluster", "host", "host_kernels", "mends", "upstream", "journal", "trackers"),  # the machine, the upstream
+        *("batch", "document_mask", "loss", "head", "guard", "text_bytes", "lora", "optimizer_state"),  # tensors
+    ),
+    "parts": (
+        *("plugins", "model", "optim", "batches", "prefetch", "step", "checkpoint", "metrics"),
+        *("row_health", "plan_table", "eval_rows"),
+    ),
+    "joins": (
+        *("start", "build", "engine", "forecast", "anomalies", "held_out", "loop"),
+        *("evaluate", "scoring", "gate", "export", "generate"),
+    ),
 }
 LAYER_READS = {"facts": ("facts",), "parts": ("facts",), "joins": ("facts", "parts", "joins")}
 CATCH_ALLS = ("utils.py", "common.py", "helpers.py")

@@ -77,7 +77,7 @@ def rows_of(*bucket_dirs: Path) -> list[tuple[list[int], list[int]]]:
     """(ids, labels) of every row, read with nothing but pyarrow."""
     rows = []
     for bucket_dir in bucket_dirs:
-        for path in sorted(bucket_dir.rglob("*.arrow")):
+        for path in sorted(bucket_dir.rglob("data-*.arrow")):
             with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
                 table = reader.read_all()
             rows += zip(table["input_ids"].to_pylist(), table["labels"].to_pylist(), strict=True)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from colossal_llama.batch import Batch
-from colossal_llama.batches import BatchReader, RowOrder, Shape
+from colossal_llama.batch import Batch, joined
+from colossal_llama.batches import BatchReader, RowOrder, Shape, positions
+from data_tools.bins import open_bins
 
 ROWS_PER_BIN = [5, 0, 9, 3]
 ROW_LENGTH, PAD = 6, 0
@@ -56,21 +60,29 @@ def test_ranks_share_exactly_the_next_rows(micro: int, accumulation: int, dp_siz
 
 
 def fake_bins() -> Any:
-    """Bins whose row r of bin b holds r + 2 tokens (at most 6), all 100 * b + r + 1; its first label is masked."""
+    """Bins whose row r of bin b holds r + 2 tokens (at most 6), all 100 * b + r + 1; its first label is masked.
+
+    Its documents are the first token, of category b, and all others, of category b + 1.
+    """
 
     def bin_of(index: int, num_rows: int) -> SimpleNamespace:
         def row(number: int) -> SimpleNamespace:
             ids = np.full(min(ROW_LENGTH, number + 2), 100 * index + number + 1, dtype=np.int64)
-            return SimpleNamespace(input_ids=ids, labels=np.where(np.arange(len(ids)) == 0, -100, ids))
+            return SimpleNamespace(
+                input_ids=ids,
+                labels=np.where(np.arange(len(ids)) == 0, -100, ids),
+                document_lengths=np.array([1, len(ids) - 1]),
+                document_categories=np.array([index, index + 1]),
+            )
 
         return SimpleNamespace(num_rows=num_rows, row=row)
 
     return SimpleNamespace(bins=[bin_of(index, rows) for index, rows in enumerate(ROWS_PER_BIN)])
 
 
-def steps_of(shape: Shape, first_row: int, end_row: int) -> Iterator[list[Batch]]:
+def steps_of(shape: Shape, first_row: int, end_row: int, masks_documents: bool = False) -> Iterator[list[Batch]]:
     """The steps over the fake bins."""
-    return BatchReader(fake_bins(), shape, 7, ROW_LENGTH, PAD, end_row).steps_from(first_row)
+    return BatchReader(fake_bins(), shape, 7, ROW_LENGTH, PAD, end_row, masks_documents).steps_from(first_row)
 
 
 def rows_of(steps: Iterator[list[Batch]]) -> list[tuple[list[int], list[int]]]:
@@ -109,3 +121,64 @@ def test_any_first_row_gives_the_tail_and_blank_rows_bear_no_label(
     blank = rows[end_row - first :]
     assert len(blank) == -(end_row - first) % (micro * accumulation * dp_size)
     assert all(labels == [-100] * ROW_LENGTH and ids == [PAD] * ROW_LENGTH for ids, labels in blank)
+
+
+def test_positions_restart_and_categories_follow_the_documents() -> None:
+    batches = [batch for step in steps_of(Shape(2, 1, 1, 0), 0, 17, masks_documents=True) for batch in step]
+    order = [*order_of(0, 7), None]
+    assert [number for batch in batches for number in batch.row_numbers] == list(range(18))
+    for batch in batches:
+        for line, number in enumerate(batch.row_numbers):
+            place = order[number]
+            length = min(ROW_LENGTH, place[1] + 2) if place else 0
+            index = place[0] if place else 0
+            documents = [1, length - 1, ROW_LENGTH - length] if place else [ROW_LENGTH]
+            categories = [index] + [index + 1] * (length - 1) if place else []
+            labels = batch.labels[line].tolist()
+            assert batch.position_ids[line].tolist() == [place for size in documents for place in range(size)]
+            assert batch.categories[line].tolist() == categories + [0] * (ROW_LENGTH - length)
+            assert (
+                labels
+                == [-100, -100, *batch.input_ids[line, 2:length].tolist(), *[-100] * (ROW_LENGTH - length)][:ROW_LENGTH]
+            )
+        assert batch.position_ids.dtype == batch.categories.dtype == torch.int64
+
+
+@given(lengths=st.lists(st.integers(1, 9), max_size=6), padding=st.integers(0, 9))
+def test_positions_are_those_of_counting(lengths: list[int], padding: int) -> None:
+    found = positions(np.array(lengths, np.int64), sum(lengths) + padding)
+    assert found.tolist() == [place for size in [*lengths, padding] for place in range(size)]
+
+
+def test_joined_rows_are_all_rows_in_order() -> None:
+    step = next(steps_of(Shape(2, 3, 1, 0), 0, 17))
+    whole = next(steps_of(Shape(6, 1, 1, 0), 0, 17))[0]
+    assert all(
+        torch.equal(value, getattr(whole, name)) if isinstance(value, torch.Tensor) else value == whole.row_numbers
+        for name, value in vars(joined(step)).items()
+    )
+
+
+@given(first=st.integers(0, 40), micro=st.integers(1, 4), dp_size=st.integers(1, 3))
+def test_rows_of_a_step_are_those_that_the_ranks_read_but_blank_ones(first: int, micro: int, dp_size: int) -> None:
+    readers = [
+        BatchReader(fake_bins(), Shape(micro, 2, dp_size, rank), 7, ROW_LENGTH, PAD, 41) for rank in range(dp_size)
+    ]
+    read = [number for reader in readers for batch in next(reader.steps_from(first)) for number in batch.row_numbers]
+    for reader in readers:
+        assert reader.rows_of_step(first) == sorted(number for number in read if number < 41)
+
+
+def test_origin_is_the_bucket_the_row_and_what_is_in_it(tiny_bins_dir: Path) -> None:
+    bins = open_bins([tiny_bins_dir])
+    end_row = bins.num_rows + 3  # into the second epoch
+    reader = BatchReader(bins, Shape(1, 1, 1, 0), 7, bins.max_length, PAD, end_row)
+    for (batch,) in reader.steps_from(0):
+        origin = reader.origin(batch.row_numbers[0])
+        row = datasets.load_from_disk(str(origin.bucket))[origin.row]
+        assert batch.input_ids[0, : len(row["input_ids"])].tolist() == row["input_ids"]
+        names = json.loads((tiny_bins_dir / "manifest.json").read_text())["category_names"]
+        assert origin.categories == [names[index] for index in row["document_categories"]]
+        for source, category in zip(origin.sources, origin.categories, strict=True):
+            path, _, line = source.rpartition(":")
+            assert json.loads(Path(path).read_text().splitlines()[int(line) - 1])["category"] == category

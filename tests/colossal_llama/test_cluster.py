@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,3 +107,39 @@ def alone() -> tuple[int, int, str]:
 
 def test_one_process_needs_no_launcher(ranks: Ranks) -> None:
     assert ranks(alone, 1) == [(0, 1, "gloo")]
+
+
+ONE_RANK_FAILS = """
+import sys
+from dataclasses import dataclass
+import torch
+import torch.distributed as dist
+from colossal_llama.cluster import launch
+from tokenizer_tools.command import command
+
+@dataclass
+class NoConfig:
+    pass
+
+@command(NoConfig)
+def main(config):
+    with launch(0) as cluster:
+        for step in range(3):
+            if (cluster.rank, step) == (1, 2):
+                raise OSError(5, "Input/output error", "part-00003")
+            dist.all_reduce(torch.ones(1))
+
+sys.exit(main())
+"""
+
+
+def test_an_error_of_one_rank_reaches_the_terminal_and_ends_the_others(tmp_path: Path) -> None:
+    script = tmp_path / "steps.py"
+    script.write_text(ONE_RANK_FAILS)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(torchrun, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    heard, report = done.stderr.split("steps.py FAILED")
+    assert "rank 1: [Errno 5] Input/output error: 'part-00003'" in heard.splitlines()
+    assert "OSError: [Errno 5] Input/output error: 'part-00003'" in report  # the traceback, not <N/A>

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import train
+from colossal_llama.checks import check
 from colossal_llama.config import TrainConfig
 from tokenizer_tools.command import parse_config
 
@@ -32,17 +33,41 @@ WRONG_FLAGS = [
             ("sp", 0, 1),
             ("max_steps", 0, 1),
             ("warmup_steps", -1, 0),
+            ("max_eval_samples", 0, 1),
         ]
     ],
     (["--weight_decay", "-0.1"], ["--weight_decay -0.1", "0 or a positive number"]),
     (["--gradient_clipping", "inf"], ["--gradient_clipping inf", "0 or a positive number"]),
     (["--gradient_clipping", "nan"], ["--gradient_clipping nan", "0 or a positive number"]),
+    (["--spike_threshold", "-1"], ["--spike_threshold -1.0", "0 or a positive number"]),
+    (["--embeds_lr", "0"], ["--embeds_lr 0.0", "positive number, such as 1e-3"]),
+    (["--peak_tflops", "nan"], ["--peak_tflops nan", "positive number, such as 312"]),
+    (["--lr_floor", "1.5"], ["--lr_floor 1.5", "from 0 to 1"]),
+    (["--lr_decay_share", "0"], ["--lr_decay_share 0.0", "share of the steps"]),
+    (["--watch", "zh=0.1"], ["--watch zh=0.1", "NAME=BOUND of an --eval_dataset"]),
+    (["--eval_dataset", "zh=.", "--watch", "zh=low"], ["--watch zh=low", "such as en=0.05"]),
+    (["--eval_dataset", "zh=.", "--watch", "zh"], ["--watch zh:", "NAME=BOUND"]),
+    (["--freeze_non_embeds_params", "--train", "new_rows"], ["is --train embeds", "leave it away"]),
+    (["--stages", "all", "--train", "embeds"], ["leave --train embeds away"]),
+    (["--stages", "everything"], ["--stages everything", "says what trains"]),
+    (
+        ["--plugin", "3d", "--pp", "3", "--accumulation_steps", "3", "--train", "new_rows"],
+        ["training new_rows", "--pp 2"],
+    ),
+    (["--lora_rank", "-4", "--plugin", "zero2"], ["--lora_rank -4", "0 for no adapters"]),
+    (["--lora_rank", "4", "--plugin", "gemini"], ["--lora_rank with --plugin gemini", "use zero2"]),
+    (["--lora_rank", "4", "--plugin", "3d", "--tp", "2"], ["--lora_rank with --tp", "use zero2"]),
+    (["--lora_rank", "4", "--plugin", "zero2", "--train", "embeds"], ["--lora_rank trains adapters in the whole run"]),
+    (["--lora_rank", "4", "--plugin", "zero2", "--stages", "lora,steps=2", "all"], ["leave --train and other stages"]),
+    (["--stages", "lora"], ["--stages lora", "--lora_rank"]),
+    (["--lora_rank", "4", "--plugin", "zero2", "--lora_targets"], ["--lora_targets: names no layer", "q_proj"]),
+    (["--wandb_project", "x"], ["--wandb_project x", "pip install wandb"]),
     (["--seed", "-1"], ["--seed -1", "from 0 to 4294967295"]),
     (["--eval_dataset", "zh=.", "zh=."], ["--eval_dataset zh=", "named twice"]),
     (["--pretrained", ".", "--save_dir", "."], ["--save_dir .: is the input .", "choose another directory"]),
     (
         ["--plugin", "3d", "--pp", "3", "--accumulation_steps", "3", "--freeze_non_embeds_params"],
-        ["--freeze_non_embeds_params with --pp 3", "use --pp 2"],
+        ["training embeds with --pp 3", "use --pp 2"],
     ),
     (["--lr", "0"], ["--lr 0.0", "positive number, such as 3e-4"]),
     (["--lr", "nan"], ["--lr nan", "positive number"]),
@@ -78,7 +103,24 @@ EVERY_FLAG = {
     "accumulation_steps": 4,
     "max_length": 128,
     "seed": 5,
+    "train": "new_rows",
+    "stages": ["new_rows,steps=200,lr=1e-3", "all"],
     "lr": 1e-4,
+    "embeds_lr": 2e-4,
+    "lr_schedule": "wsd",
+    "lr_floor": 0.0,
+    "lr_decay_share": 0.5,
+    "document_mask": True,
+    "on_anomaly": "stop",
+    "spike_threshold": 0.5,
+    "lora_rank": 8,
+    "lora_alpha": 4.0,
+    "lora_targets": ["q_proj"],
+    "lora_modules_to_save": ["lm_head"],
+    "max_eval_samples": 12,
+    "watch": ["zh=0.1"],
+    "peak_tflops": 312.0,
+    "wandb_project": "x",
     "warmup_steps": 9,
     "weight_decay": 0.01,
     "gradient_clipping": 0.0,
@@ -121,14 +163,17 @@ def test_missing_flag_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_right_flags_have_no_problem(needed: list[str]) -> None:
-    parse_config(TrainConfig, needed).check()
+    check(parse_config(TrainConfig, needed))
     for flags in (
         ["--plugin", "zero2", "--mixed_precision", "fp32", "--gradient_clipping", "0", "--warmup_steps", "0"],
         ["--plugin", "3d", "--tp", "2", "--sp", "2", "--sp_mode", "ring", "--zero", "2"],
         ["--plugin", "3d", "--pp", "2", "--micro_batch_size", "2"],
         ["--plugin", "3d", "--mixed_precision", "fp32", "--zero", "0"],
+        ["--stages", "new_rows,steps=200,lr=1e-3", "embeds,steps=1000", "all,optimizer=reset"],
+        ["--plugin", "zero2", "--lora_rank", "8", "--lora_modules_to_save"],
+        ["--eval_dataset", "zh=.", "--watch", "zh=0.1", "--lr_floor", "0"],
     ):
-        parse_config(TrainConfig, [*needed, *flags]).check()
+        check(parse_config(TrainConfig, [*needed, *flags]))
 
 
 @pytest.mark.parametrize(
@@ -230,4 +275,4 @@ def test_overwrite_never_deletes_its_own_input(
     argv[1:2] = [value] if flag == "--pretrained" else argv[1:2]
     assert train.main(argv if flag == "--pretrained" else [*argv, flag, value]) == 2
     assert f"--overwrite would delete {inside}" in capsys.readouterr().err
-    parse_config(TrainConfig, [*needed, "--save_dir", str(inside), "--overwrite"]).check()
+    check(parse_config(TrainConfig, [*needed, "--save_dir", str(inside), "--overwrite"]))

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from colossal_llama import host
 from colossal_llama.host_kernels import HostAdam
 
 Ranks = Callable[..., list[Any]]
@@ -123,3 +124,61 @@ def test_lists_go_over_gloo(ranks: Ranks, dtype: torch.dtype, world_size: int) -
     for rank, (_, exchanged, reduced) in enumerate(results):
         np.testing.assert_array_equal(exchanged, given[:, rank])
         np.testing.assert_array_equal(reduced, given[:, rank].sum(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "tflops"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "bf16", 312),
+        ("NVIDIA A100 80GB PCIe", "fp16", 312),
+        ("NVIDIA A800-SXM4-80GB", "bf16", 312),
+        ("NVIDIA H100 80GB HBM3", "bf16", 989),
+        ("NVIDIA H100 PCIe", "bf16", 756),
+        ("NVIDIA H100 NVL", "bf16", 835),
+        ("NVIDIA H800", "bf16", 989),
+        ("NVIDIA H200", "bf16", 989),
+        ("NVIDIA L40S", "bf16", 362),
+        ("NVIDIA GeForce RTX 4090", "bf16", 165),
+        ("NVIDIA A10", "bf16", 125),
+        ("Tesla V100-SXM2-32GB", "fp16", 125),
+        ("Tesla V100-PCIE-16GB", "fp16", 112),
+        ("Tesla V100-SXM2-32GB", "bf16", None),  # it has no bf16
+        ("NVIDIA A100-SXM4-80GB", "fp32", None),  # depends on whether TF32 is allowed
+        ("NVIDIA A10G", "bf16", None),
+        ("NVIDIA L40", "bf16", None),
+        ("NVIDIA GeForce RTX 4090 D", "bf16", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "bf16", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bf16", None),
+        ("Ascend910B", "bf16", None),
+        (None, "bf16", None),  # a CPU
+    ],
+)
+def test_peak_by_name(monkeypatch: pytest.MonkeyPatch, name: str | None, precision: str, tflops: int | None) -> None:
+    monkeypatch.setattr(host, "device_name", lambda: name)
+    found = host.peak(precision, 8, None)
+    assert (found and found.flops_per_second) == (tflops and 8 * tflops * 1e12)
+    assert found is None or found.source.startswith(f"8 x {tflops} TFLOP/s ({name}")
+
+
+def test_peak_by_flag_wins_over_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "device_name", lambda: "NVIDIA A100-SXM4-80GB")
+    found = host.peak("fp32", 2, 19.5)
+    assert found is not None
+    assert (found.flops_per_second, found.source) == (39e12, "2 x 19.5 TFLOP/s (--peak_tflops)")
+
+
+def test_memory_of_an_accelerator_is_its_peak_since_the_last_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = [500]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: peaks[-1])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: peaks.append(20))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L40S")
+    assert [host.memory_bytes(), host.memory_bytes()] == [500, 20]
+    assert host.device_name() == "NVIDIA L40S"
+
+
+def test_memory_of_a_cpu_is_that_of_the_process() -> None:
+    before = host.memory_bytes()
+    kept = torch.ones(2**26)
+    assert host.memory_bytes() - before > 0.9 * kept.nbytes
+    assert host.device_name() is None

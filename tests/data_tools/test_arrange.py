@@ -22,7 +22,8 @@ def make_documents(items: list[tuple[int, int]], seed: int = 0) -> Documents:
     hashes = np.random.default_rng(seed).integers(0, 2**64, len(items), np.uint64)
     index = np.arange(len(items), dtype=np.int32)
     first_loss = np.zeros(len(items), np.int64)
-    return Documents([], list("abc"), index, index, hashes, category, length, length, first_loss, length * 3, length)
+    facts = (hashes, category, length, length, first_loss, length * 3, length)
+    return Documents([], list("abc"), index, index, *facts, file=index, line_number=length)
 
 
 items_strategy = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 300)), min_size=1, max_size=60)

@@ -11,6 +11,7 @@ import pytest
 
 from data_tools.bin_writer import ARROW_NAME, loss_tokens_of_pieces, write_bin
 from data_tools.rows import RowBatch
+from data_tools.sources import SOURCES_NAME
 
 
 def make_batch(dtype: type, top_id: int) -> RowBatch:
@@ -20,6 +21,8 @@ def make_batch(dtype: type, top_id: int) -> RowBatch:
         labels=np.array([-100, top_id, 3, -100, -100], np.int32),
         document_lengths=np.array([2, 1, 2], np.int32),
         document_categories=np.array([0, 2, 0], np.int32),
+        document_files=np.array([0, 1, 1], np.int32),
+        document_lines=np.array([7, 2**40, 1]),
         row_lengths=np.array([3, 2]),
         row_pieces=np.array([2, 1]),
     )
@@ -60,7 +63,7 @@ def test_equal_rows_are_equal_bytes_and_the_hash_is_that_of_the_file(tmp_path: P
     ]
     assert hashes[0] == hashes[1] == hashlib.sha256((tmp_path / "a" / ARROW_NAME).read_bytes()).hexdigest()
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert files == [ARROW_NAME, "dataset_info.json", "state.json"]
+    assert files == [ARROW_NAME, "dataset_info.json", SOURCES_NAME, "state.json"]
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
 
 

@@ -15,6 +15,7 @@ from data_tools import bucket_writer
 from data_tools.arrange import arrange
 from data_tools.bin_writer import ARROW_NAME
 from data_tools.bucket_writer import BucketPlan, _finished, bucket_tasks
+from data_tools.sources import SOURCES_NAME
 from tests.data_tools.test_arrange import make_documents
 from tokenizer_tools.outputs import write_json
 
@@ -31,14 +32,15 @@ def test_neighbouring_buckets_go_together_as_long_as_they_fit(
 ) -> None:
     documents = make_documents(items)
     numbers = np.arange(len(items))
-    documents = dataclasses.replace(documents, chunk=numbers % 7, place=numbers // 7, text_bytes=numbers * 3)
+    facts = {"chunk": numbers % 7, "place": numbers // 7, "text_bytes": numbers * 3}
+    documents = dataclasses.replace(documents, **facts, file=numbers % 5, line_number=numbers * 2)
     kept = numbers >= 0
     found = arrange(documents, kept, num_buckets=num_buckets, max_length=100, long_documents="split", mixture={})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bucket_writer, "SHARD_TOKENS", shard_tokens)
         tasks = bucket_tasks(documents, found, PLAN)
     assert np.concatenate([task.length for task in tasks]).tolist() == found.length.tolist()
-    for name in ("chunk", "place", "category", "text_bytes"):
+    for name in ("chunk", "place", "category", "text_bytes", "file", "line_number"):
         column = np.concatenate([getattr(task, name) for task in tasks])
         assert column.tolist() == getattr(documents, name)[found.document].tolist(), name
     sizes = np.concatenate([np.diff(task.borders) for task in tasks])
@@ -53,15 +55,22 @@ def test_neighbouring_buckets_go_together_as_long_as_they_fit(
 
 def test_a_bucket_counts_as_finished_only_if_it_is_there_whole_and_of_the_same_plan(tmp_path: Path) -> None:
     plan = dataclasses.replace(PLAN, bins_dir=tmp_path / "bins", records_dir=tmp_path)
-    rows = plan.bins_dir / "part-00003" / ARROW_NAME
-    rows.parent.mkdir(parents=True)
-    rows.write_bytes(b"rows")
+    files = [plan.bins_dir / "part-00003" / name for name in (ARROW_NAME, SOURCES_NAME)]
+    files[0].parent.mkdir(parents=True)
+    for path in files:
+        path.write_bytes(path.name.encode())
     assert _finished(plan, "part-00003") is None
-    entry = {"sha256": hashlib.sha256(b"rows").hexdigest()}
-    write_json(tmp_path / "part-00003.json", {"key": "key", "entry": entry})
+    rows_sha256, sources_sha256 = (hashlib.sha256(path.name.encode()).hexdigest() for path in files)
+    entry = {"sha256": rows_sha256}
+    write_json(tmp_path / "part-00003.json", {"key": "key", "entry": entry})  # an older version's
+    assert _finished(plan, "part-00003") is None
+    write_json(tmp_path / "part-00003.json", {"key": "key", "entry": entry, "sources_sha256": sources_sha256})
     assert _finished(plan, "part-00003") == entry
     assert _finished(dataclasses.replace(plan, key="other"), "part-00003") is None
-    rows.write_bytes(b"row")
-    assert _finished(plan, "part-00003") is None
-    rows.unlink()
-    assert _finished(plan, "part-00003") is None
+    for path in files:
+        path.write_bytes(b"cut off")
+        assert _finished(plan, "part-00003") is None
+        path.unlink()
+        assert _finished(plan, "part-00003") is None
+        path.write_bytes(path.name.encode())
+    assert _finished(plan, "part-00003") == entry

@@ -109,13 +109,14 @@ def test_after_ctrl_c_finished_work_is_kept_and_found(
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("kind", ["chunk", "bucket", "record", "refused"])
+@pytest.mark.parametrize("kind", ["chunk", "bucket", "sources", "record", "refused"])
 def test_damaged_work_is_done_again(tmp_path: Path, run: Run, kind: str) -> None:
     assert interrupted(run) == 130
     root = root_of(tmp_path / "out")
     pattern = {
         "chunk": "parts/*/chunk-00000.arrow",
-        "bucket": "bins/part-00000/*.arrow",
+        "bucket": "bins/part-00000/data-*.arrow",
+        "sources": "bins/part-00000/sources.arrow",
         "record": "parts/*/record.json",
         "refused": "parts/*/refused.jsonl",
     }

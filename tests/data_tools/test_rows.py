@@ -12,16 +12,20 @@ from data_tools import rows
 
 
 def make_shard(lengths: list[int], members: list[int], used: int = 10**9) -> rows.Shard:
-    """Document d has the ids 1000 * d, 1000 * d + 1, ...; its first d tokens bear no loss; its category is d % 3."""
+    """Document d has the ids 1000 * d, 1000 * d + 1, ...; its first d tokens bear no loss; its category is d % 3.
+
+    It was read from line d + 7 of file 2 * d.
+    """
     tokens = np.concatenate([1000 * d + np.arange(n) for d, n in enumerate(lengths)]).astype(np.uint16)
     labels = np.concatenate([np.where(np.arange(n) < d, -100, 1000 * d + np.arange(n)) for d, n in enumerate(lengths)])
     length = np.array(lengths, np.int64)
     chosen = np.array(members)
     first_token = (np.cumsum(length) - length)[chosen]
-    return rows.Shard(tokens, labels.astype(np.int32), first_token, chosen % 3, np.minimum(length[chosen], used))
+    used_lengths = np.minimum(length[chosen], used)
+    return rows.Shard(tokens, labels.astype(np.int32), first_token, chosen % 3, used_lengths, chosen * 2, chosen + 7)
 
 
-def split_rows(batches: list[rows.RowBatch]) -> list[tuple[list[int], list[int], list[int], list[int]]]:
+def split_rows(batches: list[rows.RowBatch]) -> list[tuple[list[int], ...]]:
     found = []
     for batch in batches:
         at_tokens, at_pieces = np.cumsum(batch.row_lengths)[:-1], np.cumsum(batch.row_pieces)[:-1]
@@ -30,6 +34,8 @@ def split_rows(batches: list[rows.RowBatch]) -> list[tuple[list[int], list[int],
             np.split(batch.labels, at_tokens),
             np.split(batch.document_lengths, at_pieces),
             np.split(batch.document_categories, at_pieces),
+            np.split(batch.document_files, at_pieces),
+            np.split(batch.document_lines, at_pieces),
         ]
         found += [tuple(part.tolist() for part in row) for row in zip(*columns, strict=True)]
     return found
@@ -45,11 +51,12 @@ def test_rows_hold_the_members_whole_with_their_labels(
     with mock.patch.object(rows, "TOKENS_PER_BATCH", batch_tokens):
         found = split_rows(list(rows.row_batches(make_shard(lengths, members, used), max_length, [0, 0])))
     seen = []
-    for input_ids, labels, piece_lengths, categories in found:
+    for input_ids, labels, piece_lengths, categories, files, lines in found:
         assert len(input_ids) == len(labels) == sum(piece_lengths) <= max_length
-        category_of_token = np.repeat(categories, piece_lengths).tolist()
-        for token, label, category in zip(input_ids, labels, category_of_token, strict=True):
+        facts_of_token = np.repeat([categories, files, lines], piece_lengths, axis=1).T.tolist()
+        for token, label, (category, file, line) in zip(input_ids, labels, facts_of_token, strict=True):
             document, position = divmod(token, 1000)
+            assert (file, line) == (document * 2, document + 7)
             assert label == (token if position >= document else -100)
             assert category == document % 3
         seen += input_ids

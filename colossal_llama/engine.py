@@ -1,0 +1,162 @@
+"""A run and a place to start from -> the boosted model of one stage and what feeds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from colossalai.booster import Booster
+from transformers import PreTrainedModel
+
+from colossal_llama import model, optim, plugins
+from colossal_llama.batches import BatchReader, Shape
+from colossal_llama.build import PAD_ID, Run
+from colossal_llama.checkpoint import CheckpointWriter, load_optimizer
+from colossal_llama.cluster import together
+from colossal_llama.document_mask import DocumentMask, attach_block_mask, document_mask
+from colossal_llama.flops import StepCost, flops_per_position
+from colossal_llama.guard import Guard
+from colossal_llama.head import attach_loss_head, mask_old_rows
+from colossal_llama.host import has_accelerator, peak
+from colossal_llama.lora import LoraSettings
+from colossal_llama.progress import Progress
+from colossal_llama.stages import EMBEDDINGS_ONLY, ResolvedStage, stage_at
+from colossal_llama.start import Start
+from colossal_llama.step import Stepper, StepSettings
+from data_tools.bins import Bins
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One stage: from `progress` to the stage's end."""
+
+    stage: ResolvedStage
+    progress: Progress
+    stepper: Stepper
+    writer: CheckpointWriter
+    reader: BatchReader
+    eval_readers: dict[str, BatchReader]
+
+
+@dataclass(frozen=True)
+class Boosted:
+    """What Booster made of a model, and the names of its optimizer's parameters in Booster's id order."""
+
+    booster: Booster
+    model: Any
+    optimizer: Any
+    names: list[str]
+
+
+def board(run: Run, start: Start) -> Engine:
+    """Load the model of `start`, let Booster take it over for its stage, with the optimizer's state that goes on."""
+    config = run.config
+    progress = start.checkpoint.progress if start.checkpoint is not None else run.progress
+    stage = stage_at(run.plan.stages, progress.step)
+    goes_on = start.checkpoint is not None and progress.stage == run.plan.stages.index(stage)
+    together(lambda: progress.check_trains(stage.train) if goes_on else None)
+    boosted = _boost(run, stage, together(lambda: _load(run, start, stage)))
+    if start.checkpoint is not None:
+        with_moments = goes_on or stage.carries_optimizer
+        load_optimizer(start.checkpoint, boosted.booster, boosted.model, boosted.optimizer, boosted.names, with_moments)
+        run.seen_ids.load(start.checkpoint.path)
+    stepper = _stepper(run, stage, progress, boosted)
+    layout = stepper.layout
+    shape = Shape(config.micro_batch_size, config.accumulation_steps, layout.dp_size, layout.dp_rank)
+
+    def reader_of(data: Bins, end_row: int) -> BatchReader:
+        return BatchReader(data, shape, config.seed, run.row_length, PAD_ID, end_row, config.document_mask)
+
+    return Engine(
+        stage=stage,
+        progress=progress,
+        stepper=stepper,
+        writer=CheckpointWriter(
+            boosted.booster,
+            boosted.model,
+            boosted.optimizer,
+            run.tokenizer,
+            config.save_dir,
+            config.keep_checkpoints,
+            boosted.names,
+        ),
+        reader=reader_of(run.bins, run.plan.end_row),
+        eval_readers={name: reader_of(data, data.num_rows) for name, data in run.eval_bins.items()},
+    )
+
+
+def _boost(run: Run, stage: ResolvedStage, base: Any) -> Boosted:
+    config = run.config
+    run.metrics.cost = _cost(run, base)
+    plugin = plugins.make_plugin(config, model.num_parameters(base), run.model_config.hidden_size)
+    if config.plugin == "ddp":
+        base = base.to(run.cluster.device)
+    optimizer = optim.make_optimizer(
+        base,
+        stage.lr,
+        config.weight_decay,
+        config.plugin.startswith("gemini"),
+        stage.embeds_lr,
+        decay_embeddings=stage.train != "new_rows",
+    )
+    names = optim.parameter_names(base, optimizer)
+    return Boosted(*plugins.boost(plugin, base, optimizer), names)
+
+
+def _stepper(run: Run, stage: ResolvedStage, progress: Progress, boosted: Boosted) -> Stepper:
+    config, device = run.config, run.cluster.device
+    layout = plugins.layout_of(boosted.booster.plugin)
+    first_trained_row = run.num_old_rows if stage.train == "new_rows" else 0
+    if first_trained_row:
+        mask_old_rows(boosted.model, first_trained_row)
+    head = together(lambda: attach_loss_head(boosted.model, layout.tp_group, first_trained_row))
+    is_active = config.on_anomaly != "ignore"
+    guard = Guard(boosted.optimizer, config.spike_threshold, is_active, device, progress.running_loss)
+    settings = StepSettings(
+        max_grad_norm=config.max_grad_norm,
+        autocast_bf16=config.plugin == "ddp" and config.mixed_precision == "bf16",
+        document_mask=_document_mask(run, boosted.model),
+        rows_per_step=run.plan.rows_per_step,
+        num_categories=len(run.bins.categories),
+    )
+    return Stepper(boosted.booster, boosted.model, boosted.optimizer, head, guard, layout, device, settings)
+
+
+def _load(run: Run, start: Start, stage: ResolvedStage) -> PreTrainedModel:
+    config = run.config
+    dtype, attention = plugins.model_dtype(config), plugins.attention_implementation(config)
+    if stage.train == "lora":
+        settings = LoraSettings(
+            rank=config.lora_rank,
+            alpha=2.0 * config.lora_rank if config.lora_alpha is None else config.lora_alpha,
+            targets=tuple(config.lora_targets),
+            dropout=0.0,
+            modules_to_save=tuple(config.lora_modules_to_save),
+            seed=config.seed,
+        )
+        return model.load_lora_model(start.model_dir, dtype, attention, config.use_grad_checkpoint, settings)
+    loaded = model.load_model(start.model_dir, dtype, attention, config.use_grad_checkpoint)
+    if stage.train in EMBEDDINGS_ONLY:
+        model.freeze_non_embeddings(loaded)
+    return loaded
+
+
+def _document_mask(run: Run, boosted: Any) -> DocumentMask:
+    """How documents are kept apart; a mask that the model itself has to make is attached to it."""
+    config = run.config
+    if not config.document_mask:
+        return "none"
+    how = document_mask(config.plugin, config.use_flash_attn, has_accelerator())
+    if how == "block_mask":
+        attach_block_mask(boosted, plugins.model_dtype(config), getattr(run.model_config, "sliding_window", None))
+    return how
+
+
+def _cost(run: Run, base: PreTrainedModel) -> StepCost:
+    config = run.config
+    positions = run.plan.rows_per_step * run.row_length
+    num_trained = sum(p.numel() for p in base.parameters() if p.requires_grad and p.dim() == 2)
+    flops = flops_per_position(run.model_config, run.row_length, num_trained)
+    return StepCost(
+        positions, flops * positions, peak(config.mixed_precision, run.cluster.world_size, config.peak_tflops)
+    )
