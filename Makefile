@@ -2,7 +2,7 @@
 PYTHON ?=
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check soak bench clean
 
 demo: .venv/installed ## the whole story on a CPU: results in runs/demo
 	@bash examples/demo/demo.sh runs/demo
@@ -16,9 +16,13 @@ check: .venv/installed ## ruff, mypy and the house rules
 	mypy
 	python -m pytest -q tests/test_house.py
 
+CASES ?= test
+soak: .venv/installed ## parity of all configurations, into docs/parity.md; CASES="3d and bf16" for a part
+	python -m pytest -m soak -k "$(CASES)" tests/colossal_llama/test_parity.py
+
 bench: .venv/installed ## ratios measured side by side
 	python benchmarks/data_engine.py --directory runs/bench
-	python benchmarks/step_overhead.py
+	python benchmarks/training.py
 
 .venv/installed: pyproject.toml constraints.txt scripts/make_venv.sh
 	@PYTHON="$(PYTHON)" sh scripts/make_venv.sh

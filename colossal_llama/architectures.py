@@ -71,6 +71,9 @@ def _three_d_problems(hf_config: Any, config: TrainConfig) -> list[str]:
     problems = []
     if kind == "mistral" and config.sp > 1:
         problems.append("--sp is left out by colossalai for Mistral without an error; use --tp or --pp instead")
+    if kind == "qwen2" and config.sp > 1 and config.sp_mode == "all_to_all":
+        # shardformer/policies/qwen2.py:415 hands on the whole sequence in place of this rank's slice if tp is 1
+        problems.append("--sp_mode all_to_all cannot share out its loss; use --sp_mode split_gather with --tp and --sp")
     if kind == "mistral" and config.use_flash_attn and config.use_grad_checkpoint and config.pp == 1:
         problems.append(
             "colossalai's flash attention for Mistral drops --use_grad_checkpoint; leave --use_flash_attn away, "

@@ -1,4 +1,4 @@
-"""What a step takes: rows of ids, labels, positions and categories, and the numbers of these rows."""
+"""What a step takes: rows of ids, labels, positions and categories, where documents begin, and the rows' numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ IGNORED = -100  # the label of a token that is not trained on
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one micro-batch; every tensor is int64 [rows, row_length].
+    """Rows of one micro-batch; a tensor is int64 [rows, row_length] where nothing else is said.
 
     Rows are padded on the right: causal attention never lets a token see the padding, so no mask is needed for it.
     """
@@ -24,6 +24,8 @@ class Batch:
     """0, 1, ... and again from 0 at the first token of every document of the row; padding is a document of its own."""
     categories: torch.Tensor
     """Index into Bins.categories of the document of each token; 0 on padding, which carries no label."""
+    document_borders: torch.Tensor
+    """int32 [documents + 1]: where each document begins if the rows lie end to end, and the end; found on the host."""
     row_numbers: list[int]
     """[rows] number of each row in the order of the run; from the run's end row on the rows are blank."""
 
@@ -41,16 +43,28 @@ class Batch:
             change(self.labels),
             change(self.position_ids),
             change(self.categories),
+            change(self.document_borders),
             self.row_numbers,
         )
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
     """The rows of several micro-batches as one, in their order."""
+    sizes = [batch.input_ids.numel() for batch in batches]
+    offsets = [sum(sizes[:index]) for index in range(len(sizes))]
+    firsts = [batch.document_borders[:-1] + offset for batch, offset in zip(batches, offsets, strict=True)]
     return Batch(
         torch.cat([batch.input_ids for batch in batches]),
         torch.cat([batch.labels for batch in batches]),
         torch.cat([batch.position_ids for batch in batches]),
         torch.cat([batch.categories for batch in batches]),
+        torch.cat([*firsts, batches[-1].document_borders[-1:] + offsets[-1]]),
         [number for batch in batches for number in batch.row_numbers],
     )
+
+
+def document_borders(position_ids: torch.Tensor) -> torch.Tensor:
+    """[rows, length] -> int32 [documents + 1], see `Batch`. For a tensor of the host: a device would be waited for."""
+    flat = position_ids.flatten()
+    starts = (flat == 0).nonzero().flatten()
+    return torch.cat([starts, starts.new_tensor([flat.numel()])]).int()

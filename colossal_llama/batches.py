@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from colossal_llama.batch import IGNORED, Batch
+from colossal_llama.batch import IGNORED, Batch, document_borders
 from data_tools.bins import Bins
 
 
@@ -142,6 +142,7 @@ class BatchReader:
             torch.from_numpy(labels),
             torch.from_numpy(position_ids),
             torch.from_numpy(categories),
+            document_borders(torch.from_numpy(position_ids)),
             numbers,
         )
 

@@ -15,6 +15,7 @@ from colossal_llama.architectures import check_architecture
 from colossal_llama.cluster import Cluster, main_rank_logger, on_main, together
 from colossal_llama.config import TrainConfig
 from colossal_llama.document_mask import refuse_document_mask
+from colossal_llama.eval_rows import spread_rows
 from colossal_llama.host import refuse_on_host
 from colossal_llama.journal import Journal
 from colossal_llama.metrics import Metrics
@@ -59,7 +60,10 @@ def build(config: TrainConfig, cluster: Cluster) -> tuple[Run, Start]:
     tokenizer = together(lambda: load_tokenizer(start.model_dir))
     bins = together(lambda: open_data(config.dataset, tokenizer, config.max_length))
     eval_bins = together(
-        lambda: {name: open_data([path], tokenizer, config.max_length) for name, path in config.eval_sets.items()}
+        lambda: {
+            name: spread_rows(open_data([path], tokenizer, config.max_length), config.max_eval_samples)
+            for name, path in config.eval_sets.items()
+        }
     )
     row_length = max(one.max_length for one in (bins, *eval_bins.values()))
     model_config = together(lambda: model.load_config(start.model_dir))
@@ -85,7 +89,7 @@ def build(config: TrainConfig, cluster: Cluster) -> tuple[Run, Start]:
         row_length=row_length,
         plan=plan,
         progress=progress,
-        metrics=together(lambda: _open_metrics(config, cluster, bins.categories, plan.total_steps, progress.step)),
+        metrics=together(lambda: _open_metrics(config, cluster, bins.categories, plan.total_steps, progress)),
         anomalies=Journal(config.save_dir / "anomalies.jsonl", progress.step) if cluster.is_main else None,
         seen_ids=SeenIds(model_config.vocab_size, torch.device("cpu")),
     )
@@ -121,7 +125,9 @@ def _num_old_rows(config: TrainConfig, plan: Plan) -> int:
     return num_old
 
 
-def _open_metrics(config: TrainConfig, cluster: Cluster, categories: list[str], total_steps: int, step: int) -> Metrics:
+def _open_metrics(
+    config: TrainConfig, cluster: Cluster, categories: list[str], total_steps: int, progress: Progress
+) -> Metrics:
     trackers = open_wandb(config.wandb_project, config.save_dir, config.as_json()) if cluster.is_main else []
     tensorboard_dir = config.tensorboard_dir or config.save_dir / "tensorboard"
     return Metrics(
@@ -130,8 +136,9 @@ def _open_metrics(config: TrainConfig, cluster: Cluster, categories: list[str], 
         tensorboard_dir,
         config.log_interval,
         total_steps,
-        step,
+        progress.step,
         categories=categories,
+        tokens_by_category=progress.tokens_by_category,
         trackers=trackers,
     )
 

@@ -127,10 +127,15 @@ def release(holder: list[Any]) -> None:
     process groups. All ranks call it, and only when none is still talking in one of these groups.
     """
     from colossalai.accelerator import get_accelerator
+    from colossalai.zero.gemini.gemini_mgr import GeminiManager
+    from colossalai.zero.gemini.placement_policy import AutoPlacementPolicy
 
     dist.barrier()
     settle()
     holder.clear()
+    # Caches of the process that hold every gemini model it has trained, with all its weights (gemini_mgr.py:138)
+    GeminiManager._get_layout_info.cache_clear()
+    AutoPlacementPolicy._sort_can_evict_chunks.cache_clear()
     gc.collect()
     get_accelerator().empty_cache()
 

@@ -48,17 +48,10 @@ def model_inputs(batch: Batch, how: DocumentMask) -> dict[str, Any]:
     if how == "restarting_positions":
         # transformers would find the borders itself, once a layer, but not those of a row that begins with documents of
         # one token: it looks for a position below the one before it (modeling_flash_attention_utils.py:336)
-        borders = document_borders(batch.position_ids)
+        borders = batch.document_borders
         longest = batch.position_ids.shape[1]  # a bound will do
         inputs |= {"cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": longest, "max_length_k": longest}
     return inputs
-
-
-def document_borders(position_ids: torch.Tensor) -> torch.Tensor:
-    """[rows, length] -> int32 [documents + 1]: where each document begins if the rows lie end to end, and the end."""
-    flat = position_ids.flatten()
-    starts = (flat == 0).nonzero().flatten()
-    return torch.cat([starts, starts.new_tensor([flat.numel()])]).int()
 
 
 def attach_block_mask(model: nn.Module, dtype: torch.dtype, sliding_window: int | None) -> None:

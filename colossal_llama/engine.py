@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from colossalai.booster import Booster
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from colossal_llama import model, optim, plugins
+from colossal_llama import lora, model, optim, plugins
 from colossal_llama.batches import BatchReader, Shape
 from colossal_llama.build import PAD_ID, Run
 from colossal_llama.checkpoint import CheckpointWriter, load_optimizer
 from colossal_llama.cluster import together
 from colossal_llama.document_mask import DocumentMask, attach_block_mask, document_mask
-from colossal_llama.flops import StepCost, flops_per_position
+from colossal_llama.flops import StepCost, flops_per_position, trained_and_added
 from colossal_llama.guard import Guard
-from colossal_llama.head import attach_loss_head, mask_old_rows
+from colossal_llama.head import attach_loss_head, bare_model, mask_old_rows
 from colossal_llama.host import has_accelerator, peak
-from colossal_llama.lora import LoraSettings
 from colossal_llama.progress import Progress
 from colossal_llama.stages import EMBEDDINGS_ONLY, ResolvedStage, stage_at
 from colossal_llama.start import Start
@@ -79,6 +81,7 @@ def board(run: Run, start: Start) -> Engine:
             config.save_dir,
             config.keep_checkpoints,
             boosted.names,
+            *_lora_writers(stage, boosted),
         ),
         reader=reader_of(run.bins, run.plan.end_row),
         eval_readers={name: reader_of(data, data.num_rows) for name, data in run.eval_bins.items()},
@@ -87,7 +90,7 @@ def board(run: Run, start: Start) -> Engine:
 
 def _boost(run: Run, stage: ResolvedStage, base: Any) -> Boosted:
     config = run.config
-    run.metrics.cost = _cost(run, base)
+    run.metrics.cost = _cost(run, stage, base)
     plugin = plugins.make_plugin(config, model.num_parameters(base), run.model_config.hidden_size)
     if config.plugin == "ddp":
         base = base.to(run.cluster.device)
@@ -122,11 +125,29 @@ def _stepper(run: Run, stage: ResolvedStage, progress: Progress, boosted: Booste
     return Stepper(boosted.booster, boosted.model, boosted.optimizer, head, guard, layout, device, settings)
 
 
+def _lora_writers(stage: ResolvedStage, boosted: Boosted) -> list[Callable[[Path], None]]:
+    """What puts an adapter, and the model with the adapter merged in, into a directory; none without LoRA."""
+    if stage.train != "lora":
+        return []
+
+    def write_adapter(directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        lora.save_adapter(bare_model(boosted.model), directory)
+
+    def write_merged(directory: Path) -> None:
+        adapter_dir = directory / "adapter"
+        write_adapter(adapter_dir)
+        model.load_model(adapter_dir, "auto", "sdpa", use_grad_checkpoint=False).save_pretrained(directory)
+        shutil.rmtree(adapter_dir)
+
+    return [write_adapter, write_merged]
+
+
 def _load(run: Run, start: Start, stage: ResolvedStage) -> PreTrainedModel:
     config = run.config
     dtype, attention = plugins.model_dtype(config), plugins.attention_implementation(config)
     if stage.train == "lora":
-        settings = LoraSettings(
+        settings = lora.LoraSettings(
             rank=config.lora_rank,
             alpha=2.0 * config.lora_rank if config.lora_alpha is None else config.lora_alpha,
             targets=tuple(config.lora_targets),
@@ -148,15 +169,23 @@ def _document_mask(run: Run, boosted: Any) -> DocumentMask:
         return "none"
     how = document_mask(config.plugin, config.use_flash_attn, has_accelerator())
     if how == "block_mask":
-        attach_block_mask(boosted, plugins.model_dtype(config), getattr(run.model_config, "sliding_window", None))
+        attach_block_mask(boosted, plugins.model_dtype(config), _sliding_window(run.model_config))
     return how
 
 
-def _cost(run: Run, base: PreTrainedModel) -> StepCost:
+def _sliding_window(model_config: PretrainedConfig) -> int | None:
+    """How far back a token sees; Qwen2 keeps the number in its config also where it is not used."""
+    is_used = getattr(model_config, "use_sliding_window", True)
+    return getattr(model_config, "sliding_window", None) if is_used else None
+
+
+def _cost(run: Run, stage: ResolvedStage, base: PreTrainedModel) -> StepCost:
     config = run.config
     positions = run.plan.rows_per_step * run.row_length
-    num_trained = sum(p.numel() for p in base.parameters() if p.requires_grad and p.dim() == 2)
-    flops = flops_per_position(run.model_config, run.row_length, num_trained)
+    num_trained, num_added = trained_and_added(base)
+    if stage.train == "new_rows":
+        num_trained -= run.num_old_rows * run.model_config.hidden_size
+    flops = flops_per_position(run.model_config, run.row_length, num_trained, num_added)
     return StepCost(
         positions, flops * positions, peak(config.mixed_precision, run.cluster.world_size, config.peak_tflops)
     )

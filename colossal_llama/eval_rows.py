@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -19,11 +19,15 @@ class ChosenRows(Bin):
         """Row `index` of the chosen ones."""
         return super().row(int(self.chosen[index]))
 
+    def sources(self, index: int) -> list[str]:
+        """Sources of row `index` of the chosen ones."""
+        return super().sources(int(self.chosen[index]))
+
 
 def spread_rows(bins: Bins, max_rows: int | None) -> Bins:
     """`max_rows` rows at even distances over all bins, the same ones every time; all if there are no more, or for None.
 
-    `num_tokens` stays that of all rows of a bin.
+    Tokens are still counted over all rows of a bin.
     """
     if max_rows is None or bins.num_rows <= max_rows:
         return bins
@@ -34,7 +38,6 @@ def spread_rows(bins: Bins, max_rows: int | None) -> Bins:
         start = end - one.num_rows
         chosen = places[(places >= start) & (places < end)] - start
         if len(chosen):
-            chosen_bins.append(
-                ChosenRows(one.path, len(chosen), one.num_tokens, one.sha256, one.category_indices, chosen)
-            )
+            known = {field.name: getattr(one, field.name) for field in fields(one)}
+            chosen_bins.append(ChosenRows(**known | {"num_rows": len(chosen)}, chosen=chosen))
     return replace(bins, bins=chosen_bins)

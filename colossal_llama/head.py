@@ -16,8 +16,9 @@ from torch import nn
 from colossal_llama.loss import TokenScores, linear_cross_entropy
 from tokenizer_tools.command import UserError
 
-LOGIT_CHANGES = ("logit_scale", "logits_scaling", "final_logit_softcapping")
-"""Settings of transformers' models (Cohere; Granite; Gemma 2 and 3) that change logits after the output head."""
+LOGIT_CHANGES = ("logit_scale", "logits_scaling", "final_logit_softcapping", "logits_soft_cap")
+"""Settings of transformers' models (Cohere; Granite; Gemma 2 and 3; RecurrentGemma) that change logits after the
+output head."""
 
 
 class LossHead:
@@ -75,7 +76,7 @@ def attach_loss_head(
     tp_group: the group over which the head's rows are divided equally, if they are. Output rows below
     `first_trained_row` get a gradient of exactly 0. Raises UserError for a model whose loss cannot be had this way.
     """
-    bare = _bare_model(model)
+    bare = bare_model(model)
     name = f"a {bare.config.model_type} model"
     if not fits_loss_head(bare.config):
         raise UserError(
@@ -105,10 +106,10 @@ def mask_old_rows(model: nn.Module, first_trained_row: int) -> None:
         is_new = (inputs[0] >= first_trained_row).unsqueeze(-1)
         return torch.where(is_new, output, output.detach())
 
-    _bare_model(model).get_input_embeddings().register_forward_hook(detach_old)
+    bare_model(model).get_input_embeddings().register_forward_hook(detach_old)
 
 
-def _bare_model(model: nn.Module) -> Any:
+def bare_model(model: nn.Module) -> Any:
     """The transformers model inside the wrappers of Booster and of torch's DDP; a PeftModel answers like one."""
     while isinstance(getattr(model, "module", None), nn.Module):
         model = model.module

@@ -34,7 +34,7 @@ def evaluate(run: Run, engine: Engine, step: int) -> None:
     """Measure every evaluation set after `step` steps, write the figures, warn of a watched set that loses too much."""
     run.metrics.flush()
     start = time.perf_counter()
-    text = _text_bytes(run.tokenizer, run.cluster.device)
+    text = spelled_by(run)
     results: dict[str, dict[str, Any]] = {}
     for name, reader in engine.eval_readers.items():
         categories = run.eval_bins[name].categories
@@ -111,6 +111,11 @@ def _sums(stepper: Stepper, steps: Iterable[list[Batch]], num_categories: int, t
     for micro_batches in steps:
         total += stepper.evaluate(micro_batches, num_categories, text).cpu()
     return total
+
+
+def spelled_by(run: Run) -> TextBytes:
+    """What the ids of the run's tokenizer spell, on its device; made once, in a second for a large vocabulary."""
+    return _text_bytes(run.tokenizer, run.cluster.device)
 
 
 @lru_cache(maxsize=1)

@@ -25,6 +25,7 @@ def train(config: TrainConfig, cluster: Cluster) -> None:
     """Build a run of `config`, or find where it stopped, and take it to its end, stage after stage."""
     run, start = build(config, cluster)
     engines = [board(run, start)]
+    announce(run, engines[0])
     while not train_stage(run, engines[0]):
         release(engines)
         engines.append(board(run, latest_start(config)))
@@ -34,7 +35,6 @@ def train(config: TrainConfig, cluster: Cluster) -> None:
 
 def train_stage(run: Run, engine: Engine) -> bool:
     """Train one stage to its end. Returns whether it was the last."""
-    announce(run, engine)
     config, stage, progress = run.config, engine.stage, engine.progress
     anomalies = Anomalies(config.on_anomaly, run.anomalies, engine.reader)
     tokens_seen = torch.tensor(progress.num_tokens_seen, device=run.cluster.device)
@@ -88,7 +88,12 @@ def save(run: Run, engine: Engine, progress: Progress) -> None:
     start = time.perf_counter()
     seen = run.seen_ids.merged(run.cluster.device)
     loss = engine.stepper.guard.running_loss()
-    progress = replace(progress, loss_weighted_sum=loss.weighted_sum, loss_weight=loss.weight)
+    progress = replace(
+        progress,
+        tokens_by_category=run.metrics.tokens_by_category,
+        loss_weighted_sum=loss.weighted_sum,
+        loss_weight=loss.weight,
+    )
     path = engine.writer.save(
         progress, run.plan.schedule_after(progress.step), lambda aside: write_seen_ids(aside, seen)
     )

@@ -173,12 +173,11 @@ def _tensors(model: PeftModel) -> Tensors:
 
 
 def merge(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
-    """`model`, the adapter's base, with the adapter merged in; each matrix is added up in fp32, then cast to its dtype.
+    """`model`, the adapter's base, with the adapter merged in as `merge_in_place` does it.
 
     Raises UserError if the adapter is not plain LoRA or does not fit the model.
     """
     from peft import PeftConfig
-    from peft.tuners.lora import LoraLayer
 
     config = PeftConfig.from_pretrained(str(directory))
     if config.peft_type != "LORA" or config.use_dora or config.bias != "none":
@@ -188,8 +187,20 @@ def merge(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
     except ValueError as error:  # peft's: another architecture
         raise UserError(f"{directory}: does not fit its base ({error}); correct base_model_name_or_path") from error
     load_adapter(wrapped, directory)
+    return merge_in_place(wrapped)
+
+
+def merge_in_place(wrapped: PeftModel) -> PreTrainedModel:
+    """The base with the adapters merged in, in its own memory: `wrapped` can train no further.
+
+    Each matrix is added up in fp32, then cast to its dtype. For a rank that holds the whole model.
+    """
+    from peft.tuners.lora import LoraLayer
+
     for module in wrapped.modules():
         if isinstance(module, LoraLayer):
+            module.lora_A.float()  # get_delta_weight multiplies in their dtype
+            module.lora_B.float()
             weight = module.get_base_layer().weight
             weight.data = (weight.data.float() + module.get_delta_weight(ADAPTER).detach()).to(weight.dtype)
     merged = wrapped.unload()

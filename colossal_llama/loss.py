@@ -19,7 +19,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from colossal_llama.batch import IGNORED
 
 CHUNK_LOGITS_BYTES = 2**27
-"""Size of a chunk's fp32 logits: larger chunks are no faster (benchmarks/loss_memory.py)."""
+"""Size of a chunk's fp32 logits. Smaller chunks are slower: each adds to all of the weight's gradient."""
 WEIGHT_ROWS_AT_ONCE = 8192
 """Rows of the weight's gradient that a chunk adds to at once, so that its products need little memory."""
 
@@ -76,8 +76,8 @@ def linear_cross_entropy(
     """Sum over tokens of -log softmax(weight @ hidden)[target], a scalar in fp32 that can be differentiated once.
 
     hidden [rows, length, H]; weight [V, H], with `tp_group` this rank's equal slice of the vocabulary; both of one
-    float type (under autocast of any). targets int64 [rows, length], IGNORED where nothing is predicted. The gradient of
-    the weight's rows below `first_trained_row` (counted in the whole vocabulary) is exactly 0; that of `hidden` is
+    float type (under autocast of any). targets int64 [rows, length], IGNORED where nothing is predicted. The gradient
+    of the weight's rows below `first_trained_row` (counted in the whole vocabulary) is exactly 0; that of `hidden` is
     complete, on every rank of `tp_group`. `chunk_tokens` are taken at a time, by default as many as CHUNK_LOGITS_BYTES
     allow. Sums and the weight's gradient are kept in fp32, or in fp64 if the inputs are.
     """
@@ -159,11 +159,10 @@ def _walk(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(nats, correct) of every position, chunk by chunk; adds to `gradients` on the way."""
     flat_hidden, flat_targets = hidden.flatten(0, -2), targets.flatten()
-    positions = (flat_targets != IGNORED).nonzero().squeeze(1)
     nats = hidden.new_zeros(len(flat_targets), dtype=_sum_dtype(weight.dtype))
     correct = torch.zeros_like(flat_targets, dtype=torch.bool) if head.with_accuracy else None
-    for start in range(0, len(positions), head.chunk_tokens):
-        chunk = positions[start : start + head.chunk_tokens]
+    for start in range(0, len(flat_targets), head.chunk_tokens):
+        chunk = slice(start, start + head.chunk_tokens)
         chunk_hidden, chunk_targets = flat_hidden[chunk].to(weight.dtype), flat_targets[chunk]
         logits = (chunk_hidden @ weight.T).to(nats.dtype)
         if correct is not None:
@@ -177,17 +176,19 @@ def _walk(
 
 
 def _nats(logits: torch.Tensor, targets: torch.Tensor, head: _Head) -> torch.Tensor:
-    """-log softmax(logits)[target] for logits [tokens, V]; leaves its gradient by the logits in their place."""
+    """-log softmax(logits)[target] for logits [tokens, V], 0 where the target is IGNORED; leaves its gradient by the
+    logits in their place. To leave such tokens out altogether, the host would have to wait for their number."""
     logits -= head.all_reduce(logits.amax(-1), dist.ReduceOp.MAX).unsqueeze(1)
+    is_target = targets != IGNORED
     columns = targets - head.row_offset(logits.shape[1])
-    is_here = (columns >= 0) & (columns < logits.shape[1])
+    is_here = is_target & (columns >= 0) & (columns < logits.shape[1])
     columns = columns.where(is_here, 0).unsqueeze(1)
     target_logits = logits.gather(1, columns).squeeze(1).where(is_here, 0)
     sums = head.all_reduce(torch.stack([logits.exp_().sum(-1), target_logits]))
     if head.has_gradients:
-        logits /= sums[0].unsqueeze(1)
+        logits *= (is_target / sums[0]).unsqueeze(1)
         logits.scatter_add_(1, columns, -is_here.to(logits.dtype).unsqueeze(1))
-    return sums[0].log() - sums[1]
+    return (sums[0].log() - sums[1]).where(is_target, 0)
 
 
 def _predicted(logits: torch.Tensor, head: _Head) -> torch.Tensor:
@@ -200,12 +201,12 @@ def _predicted(logits: torch.Tensor, head: _Head) -> torch.Tensor:
 
 def _add_gradients(
     logits_gradient: torch.Tensor,
-    chunk: torch.Tensor,
+    chunk: slice,
     chunk_hidden: torch.Tensor,
     weight: torch.Tensor,
     gradients: _Gradients,
 ) -> None:
-    """A chunk's share in both gradients, from its gradient by the logits [tokens, V]; `chunk` holds its positions."""
+    """A chunk's share in both gradients, from its gradient by the logits [tokens, V]; `chunk` are its positions."""
     if gradients.hidden is not None:
         gradients.hidden.flatten(0, -2)[chunk] = logits_gradient @ weight
     if gradients.weight is not None:
@@ -214,22 +215,3 @@ def _add_gradients(
             trained.split(WEIGHT_ROWS_AT_ONCE, dim=1), gradients.weight.split(WEIGHT_ROWS_AT_ONCE), strict=True
         ):
             rows += columns.T @ chunk_hidden
-
-
-def cross_entropy_sum(
-    logits: torch.Tensor, targets: torch.Tensor, tp_group: dist.ProcessGroup | None = None
-) -> torch.Tensor:
-    """Sum over tokens of -log p(target), a scalar in fp32.
-
-    logits [rows, length, vocabulary] in any float type; with `tp_group` its last axis is this rank's equal slice of the
-    vocabulary. targets [rows, length], int64, IGNORED where nothing is predicted.
-    """
-    flat_logits = logits.flatten(0, 1).float()
-    flat_targets = targets.flatten()
-    if tp_group is None:
-        return F.cross_entropy(flat_logits, flat_targets, ignore_index=IGNORED, reduction="sum")
-    from colossalai.shardformer.layer import cross_entropy_1d
-
-    return cross_entropy_1d(
-        flat_logits, flat_targets, ignore_index=IGNORED, process_group=tp_group, dtype=torch.float32, mode="sum"
-    )

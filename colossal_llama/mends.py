@@ -61,6 +61,23 @@ def ring_as_gather(
     return torch.cat([outputs[hop] for hop in order], dim=gather_dim), gathered
 
 
+def mend_shared_gradients() -> None:
+    """Tied embeddings under --pp: `execute_pipeline` adds up their gradients also after an evaluation, which has none
+    (booster/plugin/hybrid_parallel_plugin.py:135 hands None to all_reduce)."""
+    from colossalai.booster.plugin.hybrid_parallel_plugin import HybridParallelModule
+
+    add_up = HybridParallelModule.sync_shared_params
+    if add_up.__module__ == __name__:  # mended before
+        return
+    require_line(add_up, "dist.all_reduce(param.grad, group=group)")
+
+    def sync_shared_gradients(model: Any) -> None:
+        if torch.is_grad_enabled():
+            add_up(model)
+
+    HybridParallelModule.sync_shared_params = sync_shared_gradients
+
+
 def keep_rotary_frequencies_fp32(model: nn.Module) -> None:
     """zero, gemini and 3d cast every buffer to 16 bit (zero/gemini/gemini_ddp.py:882, booster/plugin/
     low_level_zero_plugin.py:83): the rotary angles are then off by up to radians at long positions."""

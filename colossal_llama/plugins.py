@@ -139,6 +139,12 @@ def check_world(config: TrainConfig, world_size: int, vocab_size: int, row_lengt
         )
 
 
+def can_evaluate_first(config: TrainConfig) -> bool:
+    """Whether a model may be evaluated before it has trained: gemini_auto plans its memory in the first step, and
+    asserts that this step trains (zero/gemini/gemini_ddp.py:277)."""
+    return config.plugin != "gemini_auto"
+
+
 def layout_of(plugin: Plugin) -> Layout:
     """Who reads which rows and who holds which part of the logits under `plugin`."""
     if not isinstance(plugin, HybridParallelPlugin):

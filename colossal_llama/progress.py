@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from colossal_llama.guard import RunningLoss
@@ -21,6 +21,8 @@ class Progress:
     num_rows_seen: int = 0
     num_tokens_seen: int = 0
     """Loss-bearing tokens trained on."""
+    tokens_by_category: dict[str, int] = field(default_factory=dict)
+    """The same for each category."""
     seed: int = 0
     """Seed of the row order."""
     data_fingerprint: str = ""

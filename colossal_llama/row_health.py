@@ -23,7 +23,7 @@ from tokenizer_tools.outputs import read_json
 from tokenizer_tools.shards import INDEX_FILE, SINGLE_FILE, read_weights
 from tokenizer_tools.tokenizer_files import MANIFEST
 
-CHUNK_ENTRIES = 2**23  # of a matrix at a time: 32 MB in fp32
+CHUNK_ENTRIES = 2**21  # of a matrix at a time: 8 MB in fp32
 SEEN_IDS_FILE = "seen_ids.safetensors"
 SEEN = "seen"
 MATRIX_LABELS = {INPUT: "input", OUTPUT: "output"}
@@ -124,15 +124,20 @@ def _compare(start: Path, modeling: Path, name: str, num_old: int) -> dict[str, 
     start_file, file = (read_weights(directory).file_of.get(name) for directory in (start, modeling))
     if start_file is None or file is None:
         return {}
+    shapes = [one.infos[name].shape for one in (start_file, file)]
+    if shapes[0] != shapes[1]:
+        raise UserError(f"{modeling}: {name} has the shape {shapes[1]}, in {start} it has {shapes[0]}")
     moves = {"new": Moves(), "old": Moves()}
-    with safe_open(start_file.path, "pt") as before, safe_open(file.path, "pt") as after:
-        old_matrix, new_matrix = before.get_slice(name), after.get_slice(name)
-        shapes = [tuple(matrix.get_shape()) for matrix in (old_matrix, new_matrix)]
-        if shapes[0] != shapes[1]:
-            raise UserError(f"{modeling}: {name} has the shape {shapes[1]}, in {start} it has {shapes[0]}")
-        for first, last in _chunks(num_old, *shapes[1]):
-            moves["old" if last <= num_old else "new"].add(old_matrix[first:last], new_matrix[first:last])
+    for first, last in _chunks(num_old, *shapes[1]):
+        rows = (_rows(one.path, name, first, last) for one in (start_file, file))
+        moves["old" if last <= num_old else "new"].add(*rows)
     return moves
+
+
+def _rows(path: Path, name: str, first: int, last: int) -> torch.Tensor:
+    """Rows `first` to `last` of a matrix. Opened anew each time: what is read of a mapped file counts as our memory."""
+    with safe_open(path, "pt") as file:
+        return file.get_slice(name)[first:last]
 
 
 def _chunks(num_old: int, num_rows: int, hidden: int) -> Iterator[tuple[int, int]]:

@@ -32,11 +32,13 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Bin:
-    """One bucket directory. `sha256` is that of its .arrow file when it was written; `num_tokens` counts all rows."""
+    """One bucket directory. `sha256` is that of its .arrow file when it was written; `num_tokens` and
+    `num_loss_tokens`, those with a label, are of all rows."""
 
     path: Path
     num_rows: int
     num_tokens: int
+    num_loss_tokens: int
     sha256: str
     category_indices: np.ndarray  # [categories of its manifest] -> index into Bins.categories
 
@@ -128,7 +130,14 @@ def open_bins(paths: Sequence[Path]) -> Bins:
 
 
 def _open_bin(directory: Path, entry: BucketEntry, category_indices: np.ndarray) -> Bin:
-    opened = Bin(directory / entry["path"], entry["rows"], entry["tokens"], entry["sha256"], category_indices)
+    opened = Bin(
+        directory / entry["path"],
+        entry["rows"],
+        entry["tokens"],
+        entry["loss_tokens"],
+        entry["sha256"],
+        category_indices,
+    )
     opened.check()
     return opened
 

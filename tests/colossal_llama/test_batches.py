@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import datasets
@@ -40,6 +41,25 @@ def test_order_differs_between_epochs_seeds_and_bins_of_one_size() -> None:
     assert len(set(orders)) == len(orders)
     two = order_of(0, 0, [40, 40])
     assert [row for _, row in two[:40]] != [row for _, row in two[40:]]
+
+
+def test_another_thread_may_look_into_the_same_cache_between_any_two_lines() -> None:
+    """One reads ahead, the other names the rows of a step."""
+    expected = [RowOrder([40, 40], 3).locate(number) for number in range(80)]
+    order = RowOrder([40, 40], 3)
+
+    def look_elsewhere(frame: FrameType, _: str, __: Any) -> Any:
+        if frame.f_code is RowOrder._permutation.__code__:
+            order.locate(0)
+        return look_elsewhere
+
+    before = sys.gettrace()
+    sys.settrace(look_elsewhere)
+    try:
+        found = [order.locate(number) for number in range(40, 80)]
+    finally:
+        sys.settrace(before)
+    assert found == expected[40:]
 
 
 def test_order_does_not_depend_on_what_was_asked_before() -> None:

@@ -179,7 +179,7 @@ def released() -> Iterator[list[Any]]:
     num_groups = len(distributed_c10d._world.pg_map)
     yield place
     parts = [part for stage in place for part in (stage.model, stage.optimizer, stage.booster, stage.booster.plugin)]
-    left = [weakref.ref(part) for part in parts]
+    left = [weakref.ref(part) for part in [*parts, *(p for stage in place for p in stage.model.parameters())]]
     del parts
     release(place)
     assert [reference() for reference in left] == [None] * len(left)

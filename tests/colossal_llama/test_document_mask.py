@@ -24,7 +24,7 @@ from transformers import (
 
 from colossal_llama import model as models
 from colossal_llama import optim, plugins
-from colossal_llama.batch import IGNORED, Batch
+from colossal_llama.batch import IGNORED, Batch, document_borders, joined
 from colossal_llama.batches import BatchReader, Shape
 from colossal_llama.cluster import launch
 from colossal_llama.config import TrainConfig
@@ -32,7 +32,6 @@ from colossal_llama.document_mask import (
     DocumentMask,
     attach_block_mask,
     attention_mask,
-    document_borders,
     document_mask,
     model_inputs,
     refuse_document_mask,
@@ -41,7 +40,7 @@ from colossal_llama.document_mask import (
 ROW_LENGTH, VOCAB_SIZE = 24, 512
 LENGTHS = [[7, 9, 3], [24], [1, 1, 5, 1, 16], [1, 23]]
 """Padded; one document; documents of one token in front, inside and before a long one; the last two fill the row."""
-FP32_TOLERANCE, BF16_TOLERANCE = 1e-5, 4e-2  # absolute, on logits of about 1; bf16 has 8 bits of mantissa
+FP32_TOLERANCE, BF16_TOLERANCE = 1e-5, 2e-2  # absolute, on logits of about 1; bf16 has 8 bits of mantissa
 
 
 def packed() -> Batch:
@@ -107,6 +106,8 @@ def test_mask_is_that_of_asking_every_pair_of_tokens(rows: list[list[int]], wind
     starts = [row * length + sum(lengths[:place]) for row, lengths in enumerate(rows) for place in range(len(lengths))]
     borders = document_borders(positions)
     assert (borders.tolist(), borders.dtype) == ([*starts, len(rows) * length], torch.int32)
+    parts = [Batch(part, part, part, part, document_borders(part), [0]) for part in positions.split(1)]
+    assert joined(parts).document_borders.tolist() == borders.tolist()
 
 
 def test_first_token_of_a_document_has_no_label_and_padding_is_a_document() -> None:
@@ -237,13 +238,9 @@ def test_way_of_masking_follows_the_attention_kernels(flags: tuple[str, bool, bo
 def test_what_cannot_mask_is_refused_in_words() -> None:
     assert refuse_document_mask(use_flash_attn=False, plugin="3d", sp=1) is None
     assert refuse_document_mask(use_flash_attn=True, plugin="zero2", sp=1) is None
-    for flags, words in {
-        (False, "3d", 2): "--sp",
-        (True, "3d", 2): "--sp",
-        (True, "3d", 1): "--use_flash_attn",
-    }.items():
-        reason = refuse_document_mask(*flags)
-        assert reason is not None and words in reason and "; " in reason and "\n" not in reason
+    for sp, use_flash_attn, flag in [(2, False, "--sp"), (2, True, "--sp"), (1, True, "--use_flash_attn")]:
+        reason = refuse_document_mask(use_flash_attn, "3d", sp)
+        assert reason is not None and flag in reason and "; " in reason and "\n" not in reason
 
 
 def boosted_logits(model_dir: Path, flags: dict[str, Any]) -> tuple[list[np.ndarray], int]:
@@ -285,13 +282,11 @@ def boosted_logits(model_dir: Path, flags: dict[str, Any]) -> tuple[list[np.ndar
 HOWS: tuple[DocumentMask, DocumentMask] = ("none", "block_mask")
 THREE_D = {"plugin": "3d", "zero": 0, "mixed_precision": "fp32"}
 BOOSTED = {
-    "ddp": {"plugin": "ddp", "mixed_precision": "fp32"},
     "ddp-bf16": {"plugin": "ddp", "mixed_precision": "bf16"},
     "zero2": {"plugin": "zero2", "mixed_precision": "fp32"},
     "gemini-bf16": {"plugin": "gemini", "mixed_precision": "bf16"},
     "3d-tp2": {**THREE_D, "tp": 2},
     "3d-pp2": {**THREE_D, "pp": 2, "accumulation_steps": 4},
-    "3d-pp2-bf16": {**THREE_D, "pp": 2, "accumulation_steps": 4, "mixed_precision": "bf16"},
 }
 
 
@@ -311,5 +306,4 @@ def test_boosted_models_mask_documents(
             return plain(input_ids=ids).logits[..., first : first + width]
 
         unmasked, masked = (largest_difference(batch, torch.from_numpy(logits), logits_of) for logits in passes)
-        print(name, masked, unmasked)
         assert masked < tolerance < unmasked

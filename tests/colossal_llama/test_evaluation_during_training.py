@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import load_from_disk
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaTokenizer
 
 from tests.conftest import read_evaluations
 
@@ -29,24 +29,39 @@ PLUGINS = {
 
 
 @pytest.fixture(scope="module")
-def held_out_loss(tiny_model_dir: Path, tiny_bins_dir: Path) -> float:
-    """Mean over all loss-bearing tokens, one row at a time, by transformers in fp32."""
+def plain_figures(tiny_model_dir: Path, tiny_tokenizer_dir: Path, tiny_bins_dir: Path) -> dict[str, float]:
+    """Over all loss-bearing tokens, one row at a time, by transformers in fp32."""
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, torch_dtype=torch.float32)
-    loss_sum, num_tokens = 0.0, 0
+    tokenizer = LlamaTokenizer.from_pretrained(tiny_tokenizer_dir)
+    nats = text_nats = 0.0
+    tokens = correct = num_bytes = 0
     for row in load_from_disk(tiny_bins_dir / "part-00001"):
-        labels = torch.tensor([row["labels"]])
-        count = int((labels[:, 1:] != -100).sum())
-        if count:
-            with torch.no_grad():
-                loss_sum += count * model(input_ids=torch.tensor([row["input_ids"]]), labels=labels).loss.item()
-            num_tokens += count
-    return loss_sum / num_tokens
+        ids = row["input_ids"]
+        with torch.no_grad():
+            logarithms = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        for place in range(1, len(ids)):
+            if row["labels"][place] != -100:
+                cost = -logarithms[place - 1, ids[place]].item()
+                piece = tokenizer.convert_ids_to_tokens(ids[place])
+                nats, tokens = nats + cost, tokens + 1
+                correct += logarithms[place - 1].argmax().item() == ids[place]
+                if piece not in ("<s>", "</s>", "<unk>"):
+                    text_nats += cost
+                    num_bytes += 1 if piece.startswith("<0x") else len(piece.replace("▁", " ").encode())
+                    num_bytes -= piece[0] == "▁" and ids[place - 1] == tokenizer.bos_token_id
+    return {
+        "loss": nats / tokens,
+        "accuracy": correct / tokens,
+        "bits_per_byte": text_nats / math.log(2) / num_bytes,
+        "tokens": tokens,
+        "bytes": num_bytes,
+    }
 
 
 @pytest.mark.parametrize("name", PLUGINS)
-def test_the_held_out_loss_is_that_of_a_plain_loop(
+def test_held_out_figures_are_those_of_a_plain_loop(
     name: str,
-    held_out_loss: float,
+    plain_figures: dict[str, float],
     train: Callable[..., list[dict[str, Any]]],
     tiny_model_dir: Path,
     tiny_bins_dir: Path,
@@ -66,8 +81,12 @@ def test_the_held_out_loss_is_that_of_a_plain_loop(
         lr=1e-12,  # so that the weights stay what the plain loop has
         **flags,
     )
-    evaluations = [line["eval"]["other"] for line in read_evaluations(tmp_path / "run")]
-    assert len(evaluations) == 2
-    for figures in evaluations:
-        assert figures["loss"] == pytest.approx(held_out_loss, rel=2e-3)  # bf16 against fp32
+    evaluations = {line["step"]: line["eval"]["other"] for line in read_evaluations(tmp_path / "run")}
+    assert list(evaluations) == ([1, 2] if name == "gemini_auto" else [0, 1, 2])  # it must have trained to evaluate
+    for figures in evaluations.values():
+        for figure in ("tokens", "bytes"):
+            assert figures[figure] == plain_figures[figure] == sum(c[figure] for c in figures["categories"].values())
+        for figure in ("loss", "bits_per_byte"):
+            assert figures[figure] == pytest.approx(plain_figures[figure], rel=2e-3)  # bf16 against fp32
+        assert figures["accuracy"] == pytest.approx(plain_figures["accuracy"], abs=0.01)
         assert figures["perplexity"] == pytest.approx(math.exp(figures["loss"]))

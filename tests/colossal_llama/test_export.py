@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from colossal_llama import export
+from colossal_llama import export, generate, lora
+from colossal_llama.model import load_lora_model, load_model
 from tests.colossal_llama.runs import weights_of
 
 
@@ -104,3 +107,47 @@ def test_model_that_changed_on_the_way_is_not_delivered(
     with pytest.raises(RuntimeError, match="logits differ"):
         export.main(["--checkpoint", str(checkpoint), "--target", str(tmp_path / "exported")])
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint.name]
+
+
+@pytest.fixture
+def adapter_checkpoint(checkpoint: Path, tiny_model_dir: Path) -> Path:
+    """A checkpoint as a run with --lora_rank leaves it: an adapter and the tokenizer in `modeling`."""
+    settings = lora.LoraSettings(4, 8.0, ("q_proj", "down_proj"), 0.0, ("embed_tokens", "lm_head"), seed=1)
+    model = load_lora_model(tiny_model_dir, torch.bfloat16, "sdpa", use_grad_checkpoint=False, settings=settings)
+    generator = torch.Generator().manual_seed(2)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    for name in ("config.json", "generation_config.json"):
+        (checkpoint / "modeling" / name).unlink()
+    for path in (checkpoint / "modeling").glob("*.safetensors*"):
+        path.unlink()
+    lora.save_adapter(model, checkpoint / "modeling")
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    files = [path for path in checkpoint.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    manifest["sizes_bytes"] = {str(path.relative_to(checkpoint)): path.stat().st_size for path in files}
+    manifest["sha256"] = {
+        str(path.relative_to(checkpoint)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    return checkpoint
+
+
+def test_adapter_is_exported_merged(
+    adapter_checkpoint: Path, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "exported"
+    assert export.main(["--checkpoint", str(adapter_checkpoint), "--target", str(target)]) == 0
+    assert not lora.is_adapter(target)
+    merged = load_model(adapter_checkpoint / "modeling", "auto", "sdpa", use_grad_checkpoint=False).state_dict()
+    exported, base = weights_of(target), weights_of(tiny_model_dir)
+    assert exported.keys() == merged.keys()
+    assert all(torch.equal(exported[name], merged[name]) for name in exported)
+    changed = {name for name in base if not torch.equal(base[name].bfloat16(), exported[name])}
+    assert {name.split(".")[-2] for name in changed} == {"q_proj", "down_proj", "embed_tokens", "lm_head"}
+    said = []
+    for directory in (target, adapter_checkpoint / "modeling"):
+        capsys.readouterr()
+        assert generate.main(["--model", str(directory), "--prompt", "The licence", "--max_new_tokens", "6"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]

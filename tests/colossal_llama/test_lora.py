@@ -93,10 +93,10 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def boosted_losses(base: str, adapter: str, argv: list[str]) -> tuple[list[float], list[float], set[torch.dtype]]:
-    """(losses of the boosted model, its logits after the last step, dtypes of its weights); rank 0 saves the adapter."""
+    """(losses, logits after the last step, dtypes of the weights) of a boosted model; rank 0 saves its adapter."""
     import torch.distributed as dist
 
-    from colossal_llama import model, optim, plugins
+    from colossal_llama import model, plugins
     from colossal_llama.cluster import launch
     from colossal_llama.config import TrainConfig
     from tokenizer_tools.command import parse_config
@@ -173,9 +173,9 @@ def test_fresh_adapters_change_nothing_and_only_they_and_the_embeddings_train(tm
     assert {name for name in trained if "lora_" not in name} == EMBEDDINGS
     assert {name.split(".lora_")[0].rpartition(".")[2] for name in trained if "lora_" in name} == set(adapted)
     assert len(trained) == 2 + 3 * len(adapted) * 2
-    assert {parameter.shape[0 if "lora_A" in name else 1] for name, parameter in trained.items() if "lora_" in name} == {
-        SETTINGS.rank
-    }
+    assert {
+        parameter.shape[0 if "lora_A" in name else 1] for name, parameter in trained.items() if "lora_" in name
+    } == {SETTINGS.rank}
 
 
 def test_targets_and_modules_can_be_named(tmp_path: Path) -> None:
@@ -231,7 +231,9 @@ def test_saved_adapter_fills_a_fresh_model_bit_for_bit(trained: tuple[peft.PeftM
 
 def test_peft_and_transformers_read_the_directory(trained: tuple[peft.PeftModel, Path]) -> None:
     model, directory = trained
-    assert json.loads((directory / lora.CONFIG).read_text())["base_model_name_or_path"] == str(directory.parent / "base")
+    assert json.loads((directory / lora.CONFIG).read_text())["base_model_name_or_path"] == str(
+        directory.parent / "base"
+    )
     expected = logits_of(model)
     for read in (AutoModelForCausalLM, peft.AutoPeftModelForCausalLM):
         assert torch.equal(logits_of(read.from_pretrained(directory)), expected)
@@ -299,7 +301,9 @@ def test_biases_of_qwen2_stay(tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     base: PreTrainedModel = Qwen2(
-        Qwen2Config(**sizes, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, sliding_window=None)
+        Qwen2Config(
+            **sizes, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True, sliding_window=None
+        )
     )
     with torch.no_grad():
         for name, parameter in base.named_parameters():
@@ -322,7 +326,10 @@ def test_biases_of_qwen2_stay(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"targets": ("q_proj", "query")}, r"--lora_targets query: no linear layer of that name; there are down_proj, "),
+        (
+            {"targets": ("q_proj", "query")},
+            r"--lora_targets query: no linear layer of that name; there are down_proj, ",
+        ),
         ({"targets": ("lm_head",)}, "--lora_targets lm_head: no linear layer"),
         ({"modules_to_save": ("wte",)}, "--lora_modules_to_save wte: the model has no module of that name; there are "),
     ],

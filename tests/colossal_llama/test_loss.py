@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from colossal_llama import loss as loss_module
-from colossal_llama.loss import cross_entropy_sum, linear_cross_entropy, next_token_targets
+from colossal_llama.loss import linear_cross_entropy, next_token_targets
 
 ROWS, LENGTH, VOCABULARY = 3, 8, 20
 
@@ -42,6 +42,11 @@ def loop_over_tokens(logits: torch.Tensor, labels: torch.Tensor) -> float:
     )
 
 
+def sum_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The loss of hidden states that are logits already."""
+    return linear_cross_entropy(logits, torch.eye(VOCABULARY, dtype=logits.dtype), targets)[0]
+
+
 def test_targets_are_the_labels_one_earlier() -> None:
     labels = torch.tensor([[5, 6, -100, 8], [1, 2, 3, 4]])
     assert next_token_targets(labels).tolist() == [[6, -100, 8, -100], [2, 3, 4, -100]]
@@ -51,7 +56,7 @@ def test_targets_are_the_labels_one_earlier() -> None:
 
 def test_sum_and_gradient_are_those_of_transformers() -> None:
     logits, labels = example()
-    own = cross_entropy_sum(logits, next_token_targets(labels))
+    own = sum_of(logits, next_token_targets(labels))
     (own_gradient,) = torch.autograd.grad(own, logits)
     theirs = ForCausalLMLoss(logits, labels, VOCABULARY, num_items_in_batch=1)
     (their_gradient,) = torch.autograd.grad(theirs, logits)
@@ -60,58 +65,14 @@ def test_sum_and_gradient_are_those_of_transformers() -> None:
     torch.testing.assert_close(own_gradient, their_gradient)
 
 
-def test_no_label_gives_zero_and_no_gradient() -> None:
-    logits, labels = example()
-    loss = cross_entropy_sum(logits, next_token_targets(torch.full_like(labels, -100)))
-    (gradient,) = torch.autograd.grad(loss, logits)
-    assert loss.item() == 0
-    assert gradient.count_nonzero() == 0  # NaN would count
-
-
 @pytest.mark.parametrize("sequence_size", [2, 4, 8])
 def test_slices_of_the_sequence_sum_to_the_whole(sequence_size: int) -> None:
     logits, labels = example()
     parts = [
-        cross_entropy_sum(part, next_token_targets(labels, rank, sequence_size)).item()
+        sum_of(part, next_token_targets(labels, rank, sequence_size)).item()
         for rank, part in enumerate(logits.chunk(sequence_size, dim=1))
     ]
     assert sum(parts) == pytest.approx(loop_over_tokens(logits, labels), rel=1e-6)
-
-
-def test_bf16_logits_are_summed_in_fp32() -> None:
-    logits, labels = example(torch.bfloat16)
-    loss = cross_entropy_sum(logits, next_token_targets(labels))
-    assert loss.dtype is torch.float32
-    assert loss.item() == pytest.approx(loop_over_tokens(logits, labels), rel=1e-6)
-
-
-def loss_of_a_slice(dtype: torch.dtype, labelled: bool) -> tuple[float, torch.Tensor]:
-    """Loss and gradient of this rank's slice of the vocabulary."""
-    dist.init_process_group("gloo")
-    logits, labels = example(dtype)
-    if not labelled:
-        labels.fill_(-100)
-    own = logits.detach().chunk(dist.get_world_size(), dim=-1)[dist.get_rank()].clone().requires_grad_()
-    loss = cross_entropy_sum(own, next_token_targets(labels), dist.group.WORLD)
-    (gradient,) = torch.autograd.grad(loss, own)
-    return loss.item(), gradient.float().numpy()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_vocabulary_over_two_ranks_equals_the_whole(ranks: Callable[..., list[Any]], dtype: torch.dtype) -> None:
-    logits, labels = example(dtype)
-    whole = cross_entropy_sum(logits, next_token_targets(labels))
-    (gradient,) = torch.autograd.grad(whole, logits)
-    results = ranks(loss_of_a_slice, 2, dtype, True)
-    assert [loss for loss, _ in results] == pytest.approx([loop_over_tokens(logits, labels)] * 2, rel=1e-6)
-    joined = torch.cat([torch.from_numpy(part) for _, part in results], dim=-1)
-    torch.testing.assert_close(joined, gradient.float(), rtol=1e-2 if dtype is torch.bfloat16 else 1e-5, atol=1e-6)
-
-
-def test_no_label_over_two_ranks_gives_zero_and_no_gradient(ranks: Callable[..., list[Any]]) -> None:
-    for loss, gradient in ranks(loss_of_a_slice, 2, torch.float32, False):
-        assert loss == 0
-        assert not gradient.any()
 
 
 # --- the output matrix and the cross entropy in one ---
@@ -270,12 +231,13 @@ def test_going_backward_twice_is_refused_not_wrong() -> None:
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers the number of elements of the largest tensor that any operation gives."""
+    """Remembers the number of elements of the largest tensor that any operation gives, and counts matrix products."""
 
-    numel = 0
+    numel = num_products = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        self.num_products += func is torch.ops.aten.mm.default
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self.numel = max(self.numel, leaf.numel())
@@ -299,6 +261,19 @@ def test_chunks_follow_the_vocabulary_by_default(monkeypatch: pytest.MonkeyPatch
     with LargestTensor() as largest:
         linear_cross_entropy(hidden, weight, targets)
     assert largest.numel == 20 * 500
+
+
+@pytest.mark.parametrize(("trains_hidden", "trains_weight"), [(True, True), (True, False), (False, True)])
+def test_no_matrix_product_is_made_for_nobody(trains_hidden: bool, trains_weight: bool) -> None:
+    hidden, weight, targets = linear_example(2, 10, masked=0)
+    hidden.requires_grad_(trains_hidden)
+    weight.requires_grad_(trains_weight)
+    with LargestTensor() as training:
+        linear_cross_entropy(hidden, weight, targets, chunk_tokens=10)[0].backward()
+    assert training.num_products == 2 * (1 + trains_hidden + trains_weight)
+    with torch.no_grad(), LargestTensor() as evaluating:
+        linear_cross_entropy(hidden, weight, targets, chunk_tokens=10)
+    assert evaluating.num_products == 2
 
 
 def linear_loss_of_a_slice(masked: float, first: int) -> tuple[Any, ...]:

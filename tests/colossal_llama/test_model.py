@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from colossal_llama.model import embedding_parameters, freeze_non_embeddings, load_model, num_parameters
 from tests.colossal_llama.runs import weights_of
+from tests.conftest import argv_of
 from tokenizer_tools.command import UserError
 
 Weights = dict[str, torch.Tensor]
@@ -102,3 +105,61 @@ def test_only_the_embeddings_train_when_the_rest_is_frozen(tied: bool) -> None:
 
 def test_a_saved_model_may_use_the_cache_that_training_does_without(zero2_run: Path) -> None:
     assert AutoConfig.from_pretrained(zero2_run / "modeling").use_cache
+
+
+def calls_of_a_step(argv: list[str]) -> tuple[int, int, int]:
+    """(layers computed again, attentions in all, attentions by colossalai's own) of one forward and backward pass."""
+    import torch.nn.functional as functional
+    from colossalai.shardformer.layer import ColoAttention
+
+    from colossal_llama import plugins
+    from colossal_llama.cluster import launch
+    from colossal_llama.config import TrainConfig
+    from tokenizer_tools.command import parse_config
+
+    config, calls = parse_config(TrainConfig, argv), Counter()
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **keywords: Any) -> Any:
+            calls[name] += 1
+            return function(*args, **keywords)
+
+        return call
+
+    with launch(0):
+        attention = plugins.attention_implementation(config)
+        model: Any = load_model(config.pretrained, torch.float32, attention, config.use_grad_checkpoint)
+        optimizer: Any = torch.optim.AdamW(model.parameters())
+        booster, model, optimizer = plugins.boost(
+            plugins.make_plugin(config, num_parameters(model), 64), model, optimizer
+        )
+        for module in model.modules():
+            if "_gradient_checkpointing_func" in vars(module):
+                module._gradient_checkpointing_func = counted("again", module._gradient_checkpointing_func)
+        functional.scaled_dot_product_attention = counted("attention", functional.scaled_dot_product_attention)
+        ColoAttention.attention = staticmethod(counted("own", ColoAttention.attention))
+        ids = torch.arange(3, 67).repeat(2, 1)
+        if config.pp == 1:
+            booster.backward(model(input_ids=ids).logits.mean(), optimizer)
+        else:
+            rows = iter([{"input_ids": ids}])
+            booster.execute_pipeline(rows, model, lambda outputs, _: outputs.logits.mean(), optimizer)
+        return calls["again"], calls["attention"], calls["own"]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "flags"),
+    [(1, {"plugin": "zero2"}), (1, {"plugin": "3d", "zero": 0}), (2, {"plugin": "3d", "zero": 0, "pp": 2})],
+    ids=["zero2", "3d", "pp2"],
+)
+def test_switches_do_what_they_say(
+    world_size: int, flags: dict[str, Any], ranks: Callable[..., list[Any]], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """Each rank computes four layers, with --pp 2 it is two of them for two micro-batches; twice with checkpointing."""
+    flags = {**flags, "pretrained": tiny_model_dir, "dataset": tmp_path, "mixed_precision": "fp32"}
+    if world_size == 2:
+        flags |= {"micro_batch_size": 1, "accumulation_steps": 2}
+    plain = ranks(calls_of_a_step, world_size, argv_of(**flags))
+    assert plain == [(0, 4, 0)] * world_size
+    both = ranks(calls_of_a_step, world_size, argv_of(**flags, use_grad_checkpoint=True, use_flash_attn=True))
+    assert both == [(4, 8, 8 if flags["plugin"] == "3d" else 0)] * world_size

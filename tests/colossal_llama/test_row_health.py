@@ -50,9 +50,10 @@ def matrix(seed: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 
 def moved(start: torch.Tensor, rows: list[int], seed: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    """`start`, saved as `dtype`, with these rows moved."""
+    """`start`, saved as `dtype`, with these rows moved, the first of them in one entry only."""
     now = start.to(dtype).clone()
     noise = torch.randn(len(rows), HIDDEN, generator=torch.Generator().manual_seed(seed))
+    noise[0, 1:] = 0
     now[rows] = (now[rows].float() + noise).to(dtype)
     return now
 
@@ -71,7 +72,7 @@ def expected(start: torch.Tensor, now: torch.Tensor) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("chunk_entries", [1, 4 * HIDDEN, 2**23])
+@pytest.mark.parametrize("chunk_entries", [1, 4 * HIDDEN, 2**21])
 @pytest.mark.parametrize("saved", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("started", [torch.bfloat16, torch.float32])
 def test_agrees_with_numpy(

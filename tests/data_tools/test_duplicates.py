@@ -16,7 +16,10 @@ from data_tools.near_duplicates import sketches_of
 
 
 def load(directory: Path, chunks: list[list[tuple[str, str]]], categories: str = "ab") -> Documents:
-    """Documents of (text, category), a part of one chunk each; the hash is the first letter's code."""
+    """Documents of (text, category), a part of one chunk each; the hash is the first letter's code.
+
+    Parts 0 and 1 are the beginning and the end of one file, with two refused lines between them.
+    """
     records = []
     for number, items in enumerate(chunks):
         own = sorted({category for _, category in items}, reverse=True)  # a part numbers categories in its own way
@@ -27,7 +30,7 @@ def load(directory: Path, chunks: list[list[tuple[str, str]]], categories: str =
             text_bytes=zeros + [len(text.encode()) for text, _ in items],
             text_characters=zeros + [len(text) for text, _ in items],
             span=zeros,
-            line_number=zeros,
+            line_number=np.arange(1, 1 + len(items)),
             byte_offset=zeros,
             sketch=sketches_of([text for text, _ in items]),
         )
@@ -37,9 +40,9 @@ def load(directory: Path, chunks: list[list[tuple[str, str]]], categories: str =
         )
         (directory / str(number)).mkdir()
         batches = write_chunk(directory / str(number) / "c.arrow", facts, encoded, np.dtype(np.uint16))
-        records.append(
-            {"key": str(number), "category_names": own, "chunks": [{"name": "c.arrow", "batch_documents": batches}]}
-        )
+        chunk = {"name": "c.arrow", "batch_documents": batches}
+        read = {"files": ["long.jsonl" if number < 2 else f"{number}.jsonl"], "num_lines": [len(items) + 2]}
+        records.append({"key": str(number), "category_names": own, "chunks": [chunk], **read})
     return load_documents(directory, records, categories)  # type: ignore[arg-type]
 
 
@@ -56,6 +59,8 @@ def test_documents_of_all_parts_lie_side_by_side(tmp_path: Path) -> None:
     assert documents.loss_tokens.tolist() == [len(text) - 1 for text, _ in items]
     assert documents.chunk.tolist() == [0, 0, 1, 2, 2, 2]
     assert documents.place.tolist() == [0, 1, 0, 0, 1, 2]
+    assert documents.file.tolist() == [0, 0, 0, 1, 1, 1]
+    assert documents.line_number.tolist() == [1, 2, 5, 1, 2, 3]
     assert [chunk.path for chunk in documents.chunks] == [tmp_path / str(number) / "c.arrow" for number in range(3)]
     assert [chunk.batch_documents.tolist() for chunk in documents.chunks] == [[2], [1], [3]]
 

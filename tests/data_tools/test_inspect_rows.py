@@ -308,6 +308,9 @@ def test_rows_of_a_prepared_dataset(tiny_bins_dir: Path, tiny_tokenizer_dir: Pat
         rows = read("--num_rows", str(part.num_rows), dataset=part.path)["rows"]
         assert [row["row"] for row in rows] == list(range(part.num_rows))
         documents += [document for row in rows for document in row["documents"]]
+    for document in documents:
+        path, _, line = document["source"].rpartition(":")
+        assert json.loads(Path(path).read_text().splitlines()[int(line) - 1])["category"] == document["category"]
     questions = [document for document in documents if document["category"] == "qa" and document["begins"]]
     assert len(questions) == 20
     for document in questions:

@@ -17,8 +17,10 @@ import pytest
 import xxhash
 
 from data_tools import bucket_writer, engine, parts, prepare_pretrain_dataset
+from data_tools.bin_writer import ARROW_NAME
 from data_tools.bins import open_bins
 from data_tools.manifest import read_manifest
+from data_tools.sources import SOURCES_NAME
 from tests.data_tools.conftest import Documents, Prepare, make_documents, write_documents
 from tokenizer_tools.tokenizer import TextEncoder, fingerprint, load_tokenizer
 
@@ -124,15 +126,18 @@ def test_same_bytes_for_any_names_order_and_split_of_the_input(
     write_documents(tmp_path / "y" / "a.jsonl", shuffled[120:])
     x, y = tmp_path / "x", tmp_path / "y"
     one = files_of(prepare("one"))
-    assert len(one) == 4 + 4 * 3
+    assert len(one) == 4 + 4 * 4
     assert files_of(prepare("again")) == one
     xy, yx = files_of(prepare("xy", data_input_dirs=f"{x},{y}")), files_of(prepare("yx", data_input_dirs=f"{y},{x}"))
     assert xy == yx
     differing = {name for name in one if one[name] != xy[name]}
-    assert differing == {"manifest.json", "inputs.json", "report.html"}  # which tell the files: 3 here, 2 there
+    sources = {f"part-{index:05d}/{SOURCES_NAME}" for index in range(4)}
+    assert (
+        differing == {"manifest.json", "inputs.json", "report.html"} | sources
+    )  # which tell the files: 3 here, 2 there
     assert read_manifest(tmp_path / "one")["documents_sha256"] == read_manifest(tmp_path / "xy")["documents_sha256"]
     other_seed = files_of(prepare("other_seed", seed=7))
-    assert all(other_seed[name] != one[name] for name in one if name.endswith(".arrow"))
+    assert all(other_seed[name] != one[name] for name in one if name.endswith(".arrow"))  # rows and their sources
 
 
 def test_readable_rows_are_the_rows(prepare: Prepare, tmp_path: Path, documents: Documents) -> None:
@@ -533,6 +538,6 @@ def test_many_formats_in_one_directory_make_the_bins_of_one(
     (directory / "c.json").write_text(json.dumps(documents[100:150], indent=1))
     pq.write_table(pa.Table.from_pylist(documents[150:]), directory / "d.parquet")
     one, mixed = files_of(prepare("one")), files_of(prepare("mixed_bins", data_input_dirs=directory))
-    arrow = [name for name in one if name.endswith(".arrow")]
+    arrow = [name for name in one if name.endswith(ARROW_NAME)]
     assert arrow
     assert all(one[name] == mixed[name] for name in arrow)

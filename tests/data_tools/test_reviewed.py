@@ -120,7 +120,7 @@ def test_a_finished_output_that_is_damaged_is_not_called_finished(
     damage: str,
 ) -> None:
     assert run() == 0
-    (path,) = (tmp_path / "out" / "part-00001").glob("*.arrow")
+    (path,) = (tmp_path / "out" / "part-00001").glob("data-*.arrow")
     if damage == "missing":
         path.unlink()
     else:
