@@ -18,10 +18,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from tokenizer_tools.freed_memory import keep_freed_memory
+
 ROOT = Path(__file__).resolve().parent.parent
 ROWS, LENGTH, LR, CLIP = 4, 512, 1e-4, 1.0
 STEPS_OF_A_RUN = 10**6  # more than will be asked for: each loop goes on until it is stopped
 TURN_TIMEOUT_SECONDS = 600
+FREED_AHEAD_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,7 @@ def rank(loop: Loop, inputs: Inputs, pipe: Connection, steps: int, environment: 
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)  # before torch is imported
+    keep_freed_memory(FREED_AHEAD_BYTES)  # as train.py does: the loops are compared, not glibc's settings
     loop(inputs, Pace(pipe, steps))
 
 

@@ -83,10 +83,12 @@ def main(config: BenchmarkConfig) -> None:
 
 def show(figures: list[Figure], rounds: int) -> None:
     """Print the table."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "median", "from", "to", "wanted", title=f"{rounds} rounds, {os.cpu_count()} CPUs")
+    title = f"medians of {rounds} rounds, {os.cpu_count()} CPUs"
+    table = Table("", "median", "from", "to", "wanted", title=title, box=box.SIMPLE, pad_edge=False)
     for figure in figures:
         table.add_row(
             figure.name, *(f"{value:,.4g}" for value in (figure.median, figure.low, figure.high)), figure.wanted
@@ -206,8 +208,8 @@ def compare(inputs: Inputs, rounds: int, steps: int) -> list[Figure]:
         figure("zero2 / bare loop", ratio("zero2", "bare loop"), "at least 0.95"),
         figure("zero2 / transformers.Trainer", ratio("zero2", "transformers.Trainer"), "above 1"),
         figure("waiting for rows, % of a step", waits, "about 0"),
-        figure("two processes / one on all CPUs", ratio("zero2, two processes", "zero2")),
-        figure("two processes / one on half of them", ratio("zero2, two processes", "zero2, half the CPUs")),
+        figure("two processes / one, all CPUs", ratio("zero2, two processes", "zero2")),
+        figure("two processes / one, half of them", ratio("zero2, two processes", "zero2, half the CPUs")),
     ]
 
 

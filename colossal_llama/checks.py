@@ -86,6 +86,11 @@ def _learning(config: TrainConfig) -> list[str]:
     subsets = sorted(kinds - {"all", "lora"})
     if config.pp > 2 and subsets:
         problems.append(f"training {subsets[0]} with --pp {config.pp}: a middle stage has nothing to train; use --pp 2")
+    if config.pp > 2 and config.zero and any(stage.embeds_lr not in (None, stage.lr) for stage in stages):
+        problems.append(
+            f"--embeds_lr with --pp {config.pp}: a middle stage holds no embeddings, and ZeRO would wait for it for "
+            f"ever; use --zero 0, --pp 2, or the same learning rate"
+        )
     if config.lora_rank:
         problems += _lora(config)
         if kinds != {"lora"} or config.trained != "all":

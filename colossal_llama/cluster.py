@@ -136,7 +136,8 @@ def release(holder: list[Any]) -> None:
     # Caches of the process that hold every gemini model it has trained, with all its weights (gemini_mgr.py:138)
     GeminiManager._get_layout_info.cache_clear()
     AutoPlacementPolicy._sort_can_evict_chunks.cache_clear()
-    gc.collect()
+    for _ in range(2):  # the first runs the `__del__`s that take away the hooks by which parameters are still held
+        gc.collect()
     get_accelerator().empty_cache()
 
 

@@ -60,6 +60,7 @@ class Metrics:
         self._pending: list[dict[str, Any]] = []
         self._seconds_a_step: deque[float] = deque(maxlen=INTERVALS_REMEMBERED)
         self._interval_start = time.perf_counter()
+        self._has_named_peak = False
         if self._active:
             names = ("metrics", "evaluations", "row_health")
             self._steps, self._evaluations, self._health = (Journal(save_dir / f"{name}.jsonl", step) for name in names)
@@ -103,7 +104,7 @@ class Metrics:
         self._write(self._evaluations, [{"step": step, "eval": results}])
         for name, values in results.items():
             numbers = {key: value for key, value in values.items() if not isinstance(value, dict)}
-            text = ", ".join(f"{key} {value:.4f}" for key, value in numbers.items())
+            text = ", ".join(f"{key} {_readable(value)}" for key, value in numbers.items())
             self._log.info(f"step {step} | {name}: {text}")
 
     def record_row_health(self, step: int, health: dict[str, Any], line: str) -> None:
@@ -121,7 +122,8 @@ class Metrics:
         """Training begins now: at first, or with another stage, which has a speed of its own."""
         self._interval_start = time.perf_counter()
         self._seconds_a_step.clear()
-        if self.cost is not None and self.cost.peak is not None:
+        if self.cost is not None and self.cost.peak is not None and not self._has_named_peak:
+            self._has_named_peak = True
             self._log.info(f"MFU is measured against {self.cost.peak.source}")
 
     def close(self) -> None:
@@ -202,6 +204,10 @@ def _duration(seconds: float) -> str:
     if seconds < 2 * HOUR:
         return f"{seconds / MINUTE:.0f} min"
     return f"{seconds / HOUR:.1f} h" if seconds < 2 * DAY else f"{seconds / DAY:.1f} days"
+
+
+def _readable(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, Any]:

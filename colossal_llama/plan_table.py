@@ -40,7 +40,7 @@ def plan_text(
     num_left = max(0, total_steps - steps_done)
     left = f"{num_left:,} of {total_steps:,} steps to do"
     if seconds_per_step is not None:
-        left += f": {num_left * seconds_per_step / SECONDS_PER_HOUR:,.1f} hours at {seconds_per_step:.3g} s a step"
+        left += f": {num_left * seconds_per_step / SECONDS_PER_HOUR:,.3g} hours at {seconds_per_step:.3g} s a step"
     return "\n".join([*_lines(_data_table(total_steps, data)), *_lines(_stage_table(stages)), left])
 
 

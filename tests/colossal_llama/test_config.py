@@ -54,6 +54,10 @@ WRONG_FLAGS = [
         ["--plugin", "3d", "--pp", "3", "--accumulation_steps", "3", "--train", "new_rows"],
         ["training new_rows", "--pp 2"],
     ),
+    (
+        ["--plugin", "3d", "--pp", "3", "--accumulation_steps", "3", "--embeds_lr", "1e-3"],
+        ["--embeds_lr with --pp 3", "use --zero 0"],
+    ),
     (["--lora_rank", "-4", "--plugin", "zero2"], ["--lora_rank -4", "0 for no adapters"]),
     (["--lora_rank", "4", "--plugin", "gemini"], ["--lora_rank with --plugin gemini", "use zero2"]),
     (["--lora_rank", "4", "--plugin", "3d", "--tp", "2"], ["--lora_rank with --tp", "use zero2"]),

@@ -213,7 +213,10 @@ def test_flash_attention_gets_every_border(
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, torch_dtype=torch.float32)
     model.config._attn_implementation = "flash_attention_2"
     whole = packed()
-    batch = dataclasses.replace(whole, input_ids=whole.input_ids[rows], position_ids=whole.position_ids[rows])
+    positions = whole.position_ids[rows]
+    batch = dataclasses.replace(
+        whole, input_ids=whole.input_ids[rows], position_ids=positions, document_borders=document_borders(positions)
+    )
     logits = whole.input_ids.new_zeros((len(LENGTHS), ROW_LENGTH, VOCAB_SIZE), dtype=torch.float32)
     logits[rows] = model(**model_inputs(batch, "restarting_positions")).logits
     for row, start, stop in spans():

@@ -57,6 +57,6 @@ def test_what_is_left_and_how_long_it_takes() -> None:
     stages = resolve([RUN], 1000)
     assert plan_text(stages, DATA).splitlines()[-1] == "1,000 of 1,000 steps to do"
     assert plan_text(stages, DATA, steps_done=600, seconds_per_step=27.04).splitlines()[-1] == (
-        "400 of 1,000 steps to do: 3.0 hours at 27 s a step"
+        "400 of 1,000 steps to do: 3 hours at 27 s a step"
     )
     assert plan_text(stages, DATA, steps_done=1001).splitlines()[-1] == "0 of 1,000 steps to do"

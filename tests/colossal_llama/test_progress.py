@@ -10,7 +10,7 @@ import pytest
 from colossal_llama.progress import Progress
 from tokenizer_tools.command import UserError
 
-STOPPED = Progress(12, 1, 96, 5000, 42, "d" * 64, "t" * 64, "all")
+STOPPED = Progress(12, 1, 96, 5000, seed=42, data_fingerprint="d" * 64, tokenizer_fingerprint="t" * 64)
 
 
 def test_json_and_back() -> None:
@@ -34,7 +34,6 @@ def test_same_plan_goes_on_wherever_it_stands() -> None:
         ({"seed": 43}, "another --seed (seed 42, now 43); keep the same --seed"),
         ({"data_fingerprint": "e" * 64}, "another --dataset (data_fingerprint dddddddddddddddd, now eeeeeeeeeeeeeeee)"),
         ({"tokenizer_fingerprint": "u" * 64}, "another tokenizer (tokenizer_fingerprint"),
-        ({"trained": "embeds"}, "another --freeze_non_embeds_params (trained all, now embeds)"),
     ],
 )
 def test_another_plan_is_refused_with_the_way_out(change: dict[str, object], words: str) -> None:
@@ -42,3 +41,9 @@ def test_another_plan_is_refused_with_the_way_out(change: dict[str, object], wor
         STOPPED.check_continues(replace(STOPPED, **change))  # type: ignore[arg-type]  # fields of several types
     assert words in str(caught.value)
     assert "`modeling` folder to --load_checkpoint with a new --save_dir" in str(caught.value)
+
+
+def test_another_choice_of_what_trains_is_refused_within_a_stage() -> None:
+    STOPPED.check_trains("all")
+    with pytest.raises(UserError, match="made while training all, now embeds would train; keep the same --train"):
+        STOPPED.check_trains("embeds")
