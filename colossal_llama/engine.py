@@ -11,7 +11,7 @@ from typing import Any
 from colossalai.booster import Booster
 from transformers import PretrainedConfig, PreTrainedModel
 
-from colossal_llama import lora, model, optim, plugins
+from colossal_llama import lora, mends, model, optim, plugins
 from colossal_llama.batches import BatchReader, Shape
 from colossal_llama.build import PAD_ID, Run
 from colossal_llama.checkpoint import CheckpointWriter, load_optimizer
@@ -103,7 +103,10 @@ def _boost(run: Run, stage: ResolvedStage, base: Any) -> Boosted:
         decay_embeddings=stage.train != "new_rows",
     )
     names = optim.parameter_names(base, optimizer)
-    return Boosted(*plugins.boost(plugin, base, optimizer), names)
+    boosted = Boosted(*plugins.boost(plugin, base, optimizer), names)
+    if config.accumulation_steps > 1:
+        mends.add_gradients_in_fp32(boosted.optimizer)
+    return boosted
 
 
 def _stepper(run: Run, stage: ResolvedStage, progress: Progress, boosted: Boosted) -> Stepper:

@@ -6,6 +6,7 @@ Each mend names the line, looks for it and stops with a RuntimeError when it has
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,3 +99,20 @@ def cast_gradients_to_fp32(optimizer: torch.optim.Optimizer) -> None:
                     param.grad = param.grad.to(param.dtype)
 
     optimizer.register_step_pre_hook(cast)
+
+
+def add_gradients_in_fp32(optimizer: Any) -> None:
+    """ZeRO 2 adds up the gradients of micro-batches in the 16 bits in which they arrive (zero/low_level/bookkeeping/
+    gradient_store.py:76). Here the first one is kept in fp32: 2 bytes a parameter more, shared out over the ranks."""
+    from colossalai.zero.low_level import LowLevelZeroOptimizer
+
+    if not isinstance(optimizer, LowLevelZeroOptimizer) or not optimizer._partition_grads:
+        return
+    for store in optimizer.pg_to_grad_store.values():
+        require_line(type(store).append_gradients_by_param_id, "self._grads_of_params[group_id][param_id] = [grad]")
+        require_line(type(store).add_gradients_by_param_id, "[param_id][grad_idx].add_(grad)")
+        store.append_gradients_by_param_id = partial(_append_in_fp32, store.append_gradients_by_param_id)
+
+
+def _append_in_fp32(append: Callable[..., None], grad: torch.Tensor, group_id: int, param_id: int) -> None:
+    append(grad.float(), group_id, param_id)

@@ -95,6 +95,12 @@ def test_what_shardformer_cannot_divide_is_refused(kind: str, flags: dict[str, A
         assert reason in str(caught.value)
 
 
+def test_sequence_that_tp_splits_asks_nothing_of_the_heads_again() -> None:
+    with pytest.raises(UserError) as caught:
+        check("llama", config=HEADS, **THREE_D, tp=4, sp=4, sp_mode="split_gather")
+    assert "--sp 4 does not divide" not in str(caught.value)
+
+
 def test_lawful_neighbours_of_the_refused_pass() -> None:
     assert check("mistral", config=HEADS, **THREE_D, use_flash_attn=True, use_grad_checkpoint=True, pp=2) == []
     assert check("mistral", config=HEADS, plugin="zero2", use_flash_attn=True, use_grad_checkpoint=True) == []

@@ -100,3 +100,31 @@ def test_rotary_frequencies_stay_fp32_under_bf16(
         head_size = 64 // 4
         expected = [math.pow(10_000.0, -2 * i / head_size) for i in range(head_size // 2)]
         np.testing.assert_allclose(frequencies, expected, rtol=1e-6)
+
+
+def gradient_of_many_micro_batches(mended: bool) -> float:
+    """What zero makes of a gradient of 1 and 64 of 2**-9, which are too small for bf16 to add to 1 one by one."""
+    from colossalai.booster import Booster
+    from colossalai.booster.plugin import LowLevelZeroPlugin
+
+    from colossal_llama.cluster import launch
+    from colossal_llama.mends import add_gradients_in_fp32
+
+    with launch(seed=0):
+        plugin = LowLevelZeroPlugin(stage=2, precision="bf16", max_norm=float("inf"), overlap_communication=False)
+        layer = torch.nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
+        optimizer = torch.optim.AdamW(layer.parameters(), betas=(0.5, 0.95))
+        booster = Booster(plugin=plugin)
+        model, optimizer, *_ = booster.boost(layer, optimizer)
+        if mended:
+            add_gradients_in_fp32(optimizer)
+        for value in [1.0] + [2**-9] * 64:
+            booster.backward(model(torch.full((1, 1), value, dtype=torch.bfloat16)).sum(), optimizer)
+        optimizer.step()
+        (state,) = optimizer.optim.state.values()
+        return state["exp_avg"].flatten()[0].item() / 0.5
+
+
+def test_gradients_of_micro_batches_are_added_in_fp32(ranks: Ranks) -> None:
+    assert ranks(gradient_of_many_micro_batches, 2, True)[0] == 1.125
+    assert ranks(gradient_of_many_micro_batches, 2, False)[0] == 1.0, "colossalai has mended it: drop our mend"
