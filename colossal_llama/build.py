@@ -1,4 +1,4 @@
-"""Flags -> the parts of a run, joined: data, plan, logs. `engine.py` adds the boosted model of each stage."""
+"""Flags -> a run without its model: data and plan, and at last the logs. `engine.py` adds the model of each stage."""
 
 from __future__ import annotations
 
@@ -47,10 +47,15 @@ class Run:
     plan: Plan
     progress: Progress
     """Where this process began."""
+    seen_ids: SeenIds
+
+
+@dataclass(frozen=True)
+class Logs:
+    """What a run writes beside its checkpoints. Only rank 0 writes."""
+
     metrics: Metrics
     anomalies: Journal | None
-    """On rank 0."""
-    seen_ids: SeenIds
 
 
 def build(config: TrainConfig, cluster: Cluster) -> tuple[Run, Start]:
@@ -77,7 +82,6 @@ def build(config: TrainConfig, cluster: Cluster) -> tuple[Run, Start]:
     rows_per_step = config.micro_batch_size * config.accumulation_steps * plugins.dp_size(config, cluster.world_size)
     plan = together(lambda: make_plan(config, progress, bins.num_rows, rows_per_step))
     num_old = together(lambda: _num_old_rows(config, plan))
-    on_main(lambda: open_save_dir(config))
     run = Run(
         config=config,
         cluster=cluster,
@@ -89,8 +93,6 @@ def build(config: TrainConfig, cluster: Cluster) -> tuple[Run, Start]:
         row_length=row_length,
         plan=plan,
         progress=progress,
-        metrics=together(lambda: _open_metrics(config, cluster, bins.categories, plan.total_steps, progress)),
-        anomalies=Journal(config.save_dir / "anomalies.jsonl", progress.step) if cluster.is_main else None,
         seen_ids=SeenIds(model_config.vocab_size, torch.device("cpu")),
     )
     return run, start
@@ -125,22 +127,27 @@ def _num_old_rows(config: TrainConfig, plan: Plan) -> int:
     return num_old
 
 
-def _open_metrics(
-    config: TrainConfig, cluster: Cluster, categories: list[str], total_steps: int, progress: Progress
-) -> Metrics:
-    trackers = open_wandb(config.wandb_project, config.save_dir, config.as_json()) if cluster.is_main else []
-    tensorboard_dir = config.tensorboard_dir or config.save_dir / "tensorboard"
-    return Metrics(
-        cluster,
-        config.save_dir,
-        tensorboard_dir,
-        config.log_interval,
-        total_steps,
-        progress.step,
-        categories=categories,
-        tokens_by_category=progress.tokens_by_category,
-        trackers=trackers,
-    )
+def open_logs(run: Run) -> Logs:
+    """Open --save_dir and what is written there while the run goes on: the last thing before its first step."""
+    config, step = run.config, run.progress.step
+    on_main(lambda: open_save_dir(config))
+
+    def opened() -> Logs:
+        trackers = open_wandb(config.wandb_project, config.save_dir, config.as_json()) if run.cluster.is_main else []
+        metrics = Metrics(
+            run.cluster,
+            config.save_dir,
+            config.tensorboard_dir or config.save_dir / "tensorboard",
+            config.log_interval,
+            run.plan.total_steps,
+            step,
+            categories=run.bins.categories,
+            tokens_by_category=run.progress.tokens_by_category,
+            trackers=trackers,
+        )
+        return Logs(metrics, Journal(config.save_dir / "anomalies.jsonl", step) if run.cluster.is_main else None)
+
+    return together(opened)
 
 
 def open_data(paths: list[Path], tokenizer: Any, max_length: int) -> Bins:

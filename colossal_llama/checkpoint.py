@@ -90,7 +90,8 @@ def complete_checkpoints(save_dir: Path) -> list[Path]:
 class CheckpointWriter:
     """Saves a boosted model of one run. `param_names`: what its optimizer trains, in Booster's id order.
 
-    Of a LoRA run, `write_adapter` puts the adapter and `write_merged` the merged model into a directory, on rank 0.
+    Where rank 0 holds all weights, `write_weights` puts them into a checkpoint's directory and `write_final_weights` into
+    that of the finished model; without them Booster gathers and writes.
     """
 
     def __init__(
@@ -102,12 +103,12 @@ class CheckpointWriter:
         save_dir: Path,
         keep: int,
         param_names: list[str],
-        write_adapter: Callable[[Path], None] | None = None,
-        write_merged: Callable[[Path], None] | None = None,
+        write_weights: Callable[[Path], None] | None = None,
+        write_final_weights: Callable[[Path], None] | None = None,
     ) -> None:
         self._booster, self._model, self._optimizer, self._tokenizer = booster, model, optimizer, tokenizer
         self._save_dir, self._keep, self._param_names = save_dir, keep, param_names
-        self._write_adapter, self._write_merged = write_adapter, write_merged
+        self._write_weights, self._write_final_weights = write_weights, write_final_weights
         self._log = main_rank_logger(__name__)
 
     def save(self, progress: Progress, schedule: dict[str, Any], write_more: Callable[[Path], None]) -> Path:
@@ -134,19 +135,19 @@ class CheckpointWriter:
         aside = target.with_name(f".{MODELING}{PARTIAL_SUFFIX}")
         on_main(lambda: _make_empty(aside))
         try:
-            self._write_model(aside, self._write_merged)
+            self._write_model(aside, self._write_final_weights)
             on_main(lambda: _replace(aside, target))
         except BaseException:
             _remove_on_main(aside)
             raise
         return target
 
-    def _write_model(self, directory: Path, write_lora: Callable[[Path], None] | None) -> None:
-        if write_lora is None:
+    def _write_model(self, directory: Path, write_whole: Callable[[Path], None] | None) -> None:
+        if write_whole is None:
             save_model = self._booster.save_model
             self._together(lambda: save_model(self._model, str(directory), shard=True, use_safetensors=True))
-        else:  # every rank holds the whole model then
-            self._together(lambda: write_lora(directory) if dist.get_rank() == 0 else None)
+        else:
+            self._together(lambda: write_whole(directory) if dist.get_rank() == 0 else None)
         on_main(lambda: self._write_beside_weights(directory))
 
     def _write_beside_weights(self, directory: Path) -> None:
@@ -166,7 +167,7 @@ class CheckpointWriter:
         together(named)
 
     def _write_parts(self, aside: Path) -> None:
-        self._write_model(aside / MODELING, self._write_adapter)
+        self._write_model(aside / MODELING, self._write_weights)
         with masters_among_states(self._model, self._optimizer, self._param_names):
             self._together(lambda: self._booster.save_optimizer(self._optimizer, str(aside / OPTIMIZER), shard=True))
         self._together(lambda: _leave_mark(aside))

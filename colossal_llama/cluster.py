@@ -211,13 +211,6 @@ def on_main(action: Callable[[], Result]) -> Result:
     return box[0]
 
 
-def all_agree(vote: bool) -> bool:
-    """Whether every rank votes True."""
-    votes = [False] * dist.get_world_size()
-    dist.all_gather_object(votes, vote)
-    return all(votes)
-
-
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
     """Sum of `values` over all ranks, in place; no host sync on an accelerator."""
     dist.all_reduce(values, op=dist.ReduceOp.SUM)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ class Engine:
 
     stage: ResolvedStage
     progress: Progress
+    cost: StepCost
     stepper: Stepper
     writer: CheckpointWriter
     reader: BatchReader
@@ -48,6 +48,7 @@ class Boosted:
     model: Any
     optimizer: Any
     names: list[str]
+    cost: StepCost
 
 
 def board(run: Run, start: Start) -> Engine:
@@ -72,6 +73,7 @@ def board(run: Run, start: Start) -> Engine:
     return Engine(
         stage=stage,
         progress=progress,
+        cost=boosted.cost,
         stepper=stepper,
         writer=CheckpointWriter(
             boosted.booster,
@@ -81,7 +83,7 @@ def board(run: Run, start: Start) -> Engine:
             config.save_dir,
             config.keep_checkpoints,
             boosted.names,
-            *_lora_writers(stage, boosted),
+            *_writers(config.plugin, stage, boosted),
         ),
         reader=reader_of(run.bins, run.plan.end_row),
         eval_readers={name: reader_of(data, data.num_rows) for name, data in run.eval_bins.items()},
@@ -90,7 +92,6 @@ def board(run: Run, start: Start) -> Engine:
 
 def _boost(run: Run, stage: ResolvedStage, base: Any) -> Boosted:
     config = run.config
-    run.metrics.cost = _cost(run, stage, base)
     plugin = plugins.make_plugin(config, model.num_parameters(base), run.model_config.hidden_size)
     if config.plugin == "ddp":
         base = base.to(run.cluster.device)
@@ -102,8 +103,8 @@ def _boost(run: Run, stage: ResolvedStage, base: Any) -> Boosted:
         stage.embeds_lr,
         decay_embeddings=stage.train != "new_rows",
     )
-    names = optim.parameter_names(base, optimizer)
-    boosted = Boosted(*plugins.boost(plugin, base, optimizer), names)
+    names, cost = optim.parameter_names(base, optimizer), _cost(run, stage, base)
+    boosted = Boosted(*plugins.boost(plugin, base, optimizer), names, cost)
     if config.accumulation_steps > 1:
         mends.add_gradients_in_fp32(boosted.optimizer)
     return boosted
@@ -128,20 +129,19 @@ def _stepper(run: Run, stage: ResolvedStage, progress: Progress, boosted: Booste
     return Stepper(boosted.booster, boosted.model, boosted.optimizer, head, guard, layout, device, settings)
 
 
-def _lora_writers(stage: ResolvedStage, boosted: Boosted) -> list[Callable[[Path], None]]:
-    """What puts an adapter, and the model with the adapter merged in, into a directory; none without LoRA."""
+def _writers(plugin: str, stage: ResolvedStage, boosted: Boosted) -> list[Callable[[Path], None]]:
+    """What writes a checkpoint's weights and the finished model's, where rank 0 holds them all; else nothing."""
     if stage.train != "lora":
-        return []
+        # transformers leaves one of two tied matrices out; Booster hands both to safetensors, which refuses them
+        return [bare_model(boosted.model).save_pretrained] * 2 if plugin in plugins.WHOLE_ON_EVERY_RANK else []
 
     def write_adapter(directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         lora.save_adapter(bare_model(boosted.model), directory)
 
     def write_merged(directory: Path) -> None:
-        adapter_dir = directory / "adapter"
-        write_adapter(adapter_dir)
-        model.load_model(adapter_dir, "auto", "sdpa", use_grad_checkpoint=False).save_pretrained(directory)
-        shutil.rmtree(adapter_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        lora.merge_in_place(bare_model(boosted.model)).save_pretrained(directory)  # it trains no more after this
 
     return [write_adapter, write_merged]
 

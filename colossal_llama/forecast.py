@@ -9,13 +9,14 @@ from colossal_llama.build import Run
 from colossal_llama.cluster import main_rank_logger
 from colossal_llama.engine import Engine
 from colossal_llama.held_out import evaluate, spelled_by
+from colossal_llama.metrics import Metrics
 from colossal_llama.plan_table import RunData, plan_text
 
 FORWARD_PASSES_A_STEP = 3
 """A backward pass costs two forward passes; activations that are computed again cost one more."""
 
 
-def announce(run: Run, engine: Engine) -> None:
+def announce(run: Run, engine: Engine, metrics: Metrics) -> None:
     """Log the resolved plan, and before the first step of a run what later evaluations are compared with."""
     log, config, progress = main_rank_logger(__name__), run.config, engine.progress
     log.info(
@@ -36,7 +37,7 @@ def announce(run: Run, engine: Engine) -> None:
     if progress.step:
         log.info(f"going on after step {progress.step}, row {progress.num_rows_seen:,}")
     elif run.eval_bins and can_evaluate:
-        evaluate(run, engine, 0)
+        evaluate(run, engine, metrics, 0)
 
 
 def seconds_per_step(run: Run, engine: Engine) -> float | None:

@@ -20,6 +20,7 @@ from colossal_llama.batch import Batch
 from colossal_llama.build import Run
 from colossal_llama.cluster import main_rank_logger
 from colossal_llama.engine import Engine
+from colossal_llama.metrics import Metrics
 from colossal_llama.step import Stepper
 from colossal_llama.text_bytes import TextBytes, text_bytes
 
@@ -30,9 +31,9 @@ LARGEST_EXPONENT = 700.0  # e**710 is no float any more
 Figures = dict[str, float]
 
 
-def evaluate(run: Run, engine: Engine, step: int) -> None:
+def evaluate(run: Run, engine: Engine, metrics: Metrics, step: int) -> None:
     """Measure every evaluation set after `step` steps, write the figures, warn of a watched set that loses too much."""
-    run.metrics.flush()
+    metrics.flush()
     start = time.perf_counter()
     text = spelled_by(run)
     results: dict[str, dict[str, Any]] = {}
@@ -46,12 +47,12 @@ def evaluate(run: Run, engine: Engine, step: int) -> None:
             disable=None if run.cluster.is_main else True,
         )
         results[name] = figures_of(_sums(engine.stepper, progress, len(categories), text), categories)
-    run.metrics.record_evaluation(step, results)
+    metrics.record_evaluation(step, results)
     if run.cluster.is_main and run.config.watch:
         at_first = first_bits_per_byte(run.config.save_dir / EVALUATIONS)
         for warning in warnings(bounds_of(run.config.watch), at_first, results):
             main_rank_logger(__name__).warning(warning)
-    run.metrics.leave_out_time_since(start)
+    metrics.leave_out_time_since(start)
 
 
 def figures_of(sums: torch.Tensor, categories: Sequence[str]) -> dict[str, Any]:

@@ -8,13 +8,14 @@ from dataclasses import replace
 import torch
 
 from colossal_llama.anomalies import Anomalies
-from colossal_llama.build import Run, build
+from colossal_llama.build import Logs, Run, build, open_logs
 from colossal_llama.cluster import Cluster, main_rank_logger, release, settle
 from colossal_llama.config import TrainConfig
 from colossal_llama.engine import Engine, board
 from colossal_llama.forecast import announce
 from colossal_llama.held_out import evaluate
 from colossal_llama.host import has_accelerator
+from colossal_llama.metrics import Metrics
 from colossal_llama.prefetch import prefetched
 from colossal_llama.progress import Progress
 from colossal_llama.row_health import health_line, row_health, write_seen_ids
@@ -25,20 +26,23 @@ def train(config: TrainConfig, cluster: Cluster) -> None:
     """Build a run of `config`, or find where it stopped, and take it to its end, stage after stage."""
     run, start = build(config, cluster)
     engines = [board(run, start)]
-    announce(run, engines[0])
-    while not train_stage(run, engines[0]):
+    logs = open_logs(run)
+    announce(run, engines[0], logs.metrics)
+    while not train_stage(run, engines[0], logs):
         release(engines)
         engines.append(board(run, latest_start(config)))
-    run.metrics.close()
+    logs.metrics.close()
     settle()  # the groups of the plugin go with the last stage
 
 
-def train_stage(run: Run, engine: Engine) -> bool:
+def train_stage(run: Run, engine: Engine, logs: Logs) -> bool:
     """Train one stage to its end. Returns whether it was the last."""
     config, stage, progress = run.config, engine.stage, engine.progress
-    anomalies = Anomalies(config.on_anomaly, run.anomalies, engine.reader)
+    anomalies = Anomalies(config.on_anomaly, logs.anomalies, engine.reader)
     tokens_seen = torch.tensor(progress.num_tokens_seen, device=run.cluster.device)
-    run.metrics.start_clock()
+    metrics = logs.metrics
+    metrics.cost = engine.cost
+    metrics.start_clock()
     with prefetched(engine.reader.steps_from(progress.num_rows_seen), pin=has_accelerator()) as steps:
         for micro_batches in steps:
             if progress.step >= stage.end_step:
@@ -51,7 +55,7 @@ def train_stage(run: Run, engine: Engine) -> bool:
             tokens_seen = tokens_seen + result.num_tokens
             run.seen_ids.update(torch.cat([batch.input_ids for batch in micro_batches]))
             anomalies.take(progress.step, first_row, result)
-            run.metrics.record(
+            metrics.record(
                 {
                     "step": progress.step,
                     "epoch": progress.epoch,
@@ -72,9 +76,9 @@ def train_stage(run: Run, engine: Engine) -> bool:
             if is_last or progress.step % config.log_interval == 0:
                 anomalies.read()
             if run.eval_bins and (is_last or progress.step % config.eval_interval == 0):
-                evaluate(run, engine, progress.step)
+                evaluate(run, engine, metrics, progress.step)
             if is_last or progress.step % config.save_interval == 0:
-                save(run, engine, replace(progress, num_tokens_seen=int(tokens_seen)))
+                save(run, engine, metrics, replace(progress, num_tokens_seen=int(tokens_seen)))
     if stage is not run.plan.stages[-1]:
         return False
     final = engine.writer.save_final_model()
@@ -82,15 +86,15 @@ def train_stage(run: Run, engine: Engine) -> bool:
     return True
 
 
-def save(run: Run, engine: Engine, progress: Progress) -> None:
+def save(run: Run, engine: Engine, metrics: Metrics, progress: Progress) -> None:
     """A complete checkpoint at this position, and how the new rows fare in it."""
-    run.metrics.flush()
+    metrics.flush()
     start = time.perf_counter()
     seen = run.seen_ids.merged(run.cluster.device)
     loss = engine.stepper.guard.running_loss()
     progress = replace(
         progress,
-        tokens_by_category=run.metrics.tokens_by_category,
+        tokens_by_category=metrics.tokens_by_category,
         loss_weighted_sum=loss.weighted_sum,
         loss_weight=loss.weight,
     )
@@ -100,5 +104,5 @@ def save(run: Run, engine: Engine, progress: Progress) -> None:
     if run.cluster.is_main:
         health = row_health(run.config.pretrained, path / "modeling", seen)
         if health is not None:
-            run.metrics.record_row_health(progress.step, health, health_line(health))
-    run.metrics.leave_out_time_since(start)
+            metrics.record_row_health(progress.step, health, health_line(health))
+    metrics.leave_out_time_since(start)

@@ -22,6 +22,8 @@ from colossal_llama.host import has_accelerator
 from tokenizer_tools.command import UserError
 
 MEBI = 2**20
+WHOLE_ON_EVERY_RANK = ("ddp", "zero2", "zero2_cpu")
+"""Plugins that leave the weights on every rank."""
 LARGEST_MIN_CHUNK_MEBI = 32.0  # GeminiPlugin's own default, in parameters / 2**20
 
 
@@ -69,6 +71,8 @@ def _gemini(config: TrainConfig, placement: str, num_params: int, hidden_size: i
 def _three_d(config: TrainConfig) -> HybridParallelPlugin:
     if config.sp > 1 and config.sp_mode == "ring":
         mends.mend_ring_gather()
+    if config.pp > 1:
+        mends.mend_shared_gradients()
     # Without data parallelism ZeRO shares nothing out, and under its stage 2 HybridParallelPlugin then counts earlier
     # micro-batches once more with every backward pass (it wraps the model in DDP, hybrid_parallel_plugin.py:1311).
     has_data_parallelism = dist.get_world_size() > config.tp * config.pp

@@ -142,8 +142,8 @@ def test_held_out_loss_is_that_of_transformers(
     run = {**flags, **more, "mixed_precision": "fp32", "micro_batch_size": 3, "max_steps": 2, "eval_interval": 1}
     train(world_size, tmp_path / "run", **run, eval_dataset=[f"first={held_out}", f"all={tiny_bins_dir}"])
     evaluations = [(line["step"], line["eval"]) for line in read_evaluations(tmp_path / "run")]
-    assert [step for step, _ in evaluations] == [1, 2]
-    assert evaluations[0][1] != evaluations[1][1]
+    assert [step for step, _ in evaluations] == [0, 1, 2]
+    assert evaluations[0][1] != evaluations[1][1] != evaluations[2][1]
     rows = {"first": rows_of(held_out), "all": rows_of(tiny_bins_dir)}
     for name, figures in evaluations[-1][1].items():
         expected = summed_loss(tmp_path / "run" / "modeling", rows[name]) / num_predicted(rows[name])
