@@ -53,7 +53,7 @@ class Guard:
         weighted_sum, weight = self._mean
         is_bad = ~torch.isfinite(loss)
         if self._spike_threshold:
-            has_learnt = weight > 1 - MEMORY**STEPS_TO_LEARN
+            has_learnt = weight > 1 - MEMORY ** (STEPS_TO_LEARN - 0.5)  # half a step for rounding
             is_bad |= has_learnt & (loss > weighted_sum / weight.clamp(min=1e-9) + self._spike_threshold)
         self._is_bad = is_bad.float()
         self._norm = grad_norm

@@ -14,8 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from transformers import AutoModelForCausalLM
 
-from colossal_llama import forecast, loop, step
+from colossal_llama import engine, forecast, loop, model, step
 from colossal_llama.anomalies import MOST_IN_A_ROW, Anomalies
 from colossal_llama.batch import Batch
 from colossal_llama.batches import BatchReader, RowOrigin, Shape
@@ -23,14 +24,16 @@ from colossal_llama.checks import check
 from colossal_llama.cluster import Layout
 from colossal_llama.config import AnomalyPolicy, TrainConfig
 from colossal_llama.guard import MEMORY, Guard, RunningLoss
+from colossal_llama.lora import LoraSettings
 from colossal_llama.loss import TokenScores
 from colossal_llama.plan import Plan
 from colossal_llama.progress import Progress
 from colossal_llama.stages import Stage, resolve
-from colossal_llama.start import find_start
+from colossal_llama.start import Start, find_start
+from data_tools import prepare_pretrain_dataset
 from data_tools.bins import open_bins
-from tests.colossal_llama.runs import ROW_LENGTH, stopped_copy
-from tests.conftest import read_evaluations, read_metrics
+from tests.colossal_llama.runs import stopped_copy
+from tests.conftest import argv_of, read_evaluations, read_metrics, write_jsonl
 from tokenizer_tools.command import UserError, parse_config
 
 CPU = torch.device("cpu")
@@ -137,6 +140,45 @@ def test_a_seed_beyond_numpys_is_refused(tmp_path: Path) -> None:
         check(config)
 
 
+@pytest.mark.parametrize("bound", ["inf", "nan"])
+def test_a_bound_that_never_warns_is_refused(bound: str, tmp_path: Path) -> None:
+    flags = ["--eval_dataset", f"zh={tmp_path}", "--watch", f"zh={bound}"]
+    config = parse_config(TrainConfig, ["--pretrained", str(tmp_path), "--dataset", str(tmp_path), *flags])
+    with pytest.raises(UserError, match=f"--watch zh={bound}: must be NAME=BOUND"):
+        check(config)
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(None, 8.0), (4.0, 4.0)])
+def test_alpha_is_twice_the_rank_unless_it_is_given(
+    alpha: float | None, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[LoraSettings] = []
+    monkeypatch.setattr(model, "load_lora_model", lambda *arguments: given.append(arguments[-1]))
+    config = TrainConfig(pretrained=Path("m"), dataset=[Path("d")], lora_rank=4, lora_alpha=alpha, plugin="zero2")
+    run: Any = SimpleNamespace(config=config)
+    stage: Any = SimpleNamespace(train="lora")
+    engine._load(run, Start(Path("m"), None), stage)
+    assert (given[0].rank, given[0].alpha, given[0].seed) == (4, expected, config.seed)
+
+
+def test_no_gradient_of_an_old_row_is_counted_where_new_rows_train(tiny_model_dir: Path) -> None:
+    base = model.load_model(tiny_model_dir, torch.float32, "sdpa", use_grad_checkpoint=False)
+    num_old, rows, length = 300, 4, 64
+    run: Any = SimpleNamespace(
+        config=SimpleNamespace(mixed_precision="bf16", peak_tflops=None),
+        plan=SimpleNamespace(rows_per_step=rows),
+        row_length=length,
+        num_old_rows=num_old,
+        model_config=base.config,
+        cluster=SimpleNamespace(world_size=1),
+    )
+    stages: list[Any] = [SimpleNamespace(train=train) for train in ("embeds", "new_rows")]
+    all_rows, new_rows = (engine._cost(run, stage, base) for stage in stages)
+    assert all_rows.positions == new_rows.positions == rows * length
+    # the output head's product of a hidden state and a gradient: a multiplication and an addition an entry
+    assert all_rows.flops - new_rows.flops == rows * length * 2 * num_old * base.config.hidden_size
+
+
 @pytest.mark.parametrize("norm", [None, math.nan, math.inf, torch.tensor(math.nan), torch.tensor(math.inf)])
 def test_a_norm_given_to_the_guard_is_judged_in_place_of_the_optimizers(norm: float | torch.Tensor | None) -> None:
     """ddp's optimizer knows no norm; that of one whose gradients overflowed in fp16 is None."""
@@ -173,12 +215,12 @@ class Model(nn.Module):
         return SimpleNamespace(logits=torch.zeros(()))
 
 
-def stepper_of(model: nn.Module, param_groups: list[dict[str, Any]]) -> step.Stepper:
+def stepper_of(asked: nn.Module, param_groups: list[dict[str, Any]]) -> step.Stepper:
     scores = TokenScores(nats=torch.ones(1, 4), correct=torch.ones(1, 4))
     head = SimpleNamespace(expect=lambda targets: None, take=lambda: [scores])
     settings = step.StepSettings(1.0, False, "none", rows_per_step=1, num_categories=1)
     booster, optimizer = SimpleNamespace(plugin=None), SimpleNamespace(param_groups=param_groups)
-    return step.Stepper(booster, model, optimizer, head, None, Layout(0, 1, 1), CPU, settings)  # type: ignore[arg-type]
+    return step.Stepper(booster, asked, optimizer, head, None, Layout(0, 1, 1), CPU, settings)  # type: ignore[arg-type]
 
 
 def test_evaluation_asks_without_gradients_or_dropout_and_training_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,11 +228,32 @@ def test_evaluation_asks_without_gradients_or_dropout_and_training_goes_on(monke
     monkeypatch.setattr(step, "all_reduce_sum", lambda values: values)
     row = torch.arange(4)[None]
     batch = Batch(row, row, row, torch.zeros_like(row), torch.tensor([0, 4], dtype=torch.int32), [0])
-    model = Model()
+    asked = Model()
     text: Any = SimpleNamespace(count=lambda ids, positions: (torch.ones_like(ids), torch.ones_like(ids)))
-    stepper_of(model, []).evaluate([batch, batch], 1, text)
-    assert model.asked == [(False, False)] * 2
-    assert model.training
+    stepper_of(asked, []).evaluate([batch, batch], 1, text)
+    assert asked.asked == [(False, False)] * 2
+    assert asked.training
+
+
+@pytest.mark.parametrize(("threshold", "is_bad"), [(0.1, True), (1.0, False)])
+def test_a_leap_of_the_loss_is_judged_before_the_weights_move(
+    threshold: float, is_bad: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient norm, which is judged again inside the update, is finite here: only the loss tells."""
+    monkeypatch.setattr(step, "all_reduce_sum", lambda values: values)
+    row = torch.arange(4)[None]
+    batch = Batch(row, row, row, torch.zeros_like(row), torch.tensor([0, 4], dtype=torch.int32), [0])
+    asked = Model()
+    asked.weight = nn.Parameter(torch.ones(()))
+    optimizer: Any = torch.optim.AdamW(asked.parameters(), lr=0.1, weight_decay=0.0, fused=True)
+    optimizer.get_grad_norm = lambda: 1.0
+    stepper = stepper_of(asked, [])
+    stepper.optimizer = optimizer
+    stepper.booster.backward = lambda loss, _: (loss + asked.weight).backward()
+    past = RunningLoss(weighted_sum=0.9, weight=0.9)  # a mean of 1; the step's four nats over three tokens are 1.33
+    stepper.guard = Guard(optimizer, threshold, True, CPU, past)
+    assert bool(stepper.train([batch], 0).is_bad) == is_bad
+    assert (asked.weight.item() == 1.0) == is_bad
 
 
 def test_embeddings_take_their_own_learning_rate() -> None:
@@ -213,10 +276,10 @@ def test_a_step_is_forecast_as_three_passes_or_four(
     )
     reader = SimpleNamespace(steps_from=lambda first: iter([["batch"]]))
     stepper = SimpleNamespace(evaluate=lambda *_: torch.zeros(1))
-    engine: Any = SimpleNamespace(reader=reader, stepper=stepper, progress=Progress(step=1))
-    assert forecast.seconds_per_step(run, engine) == pytest.approx(2.0 * factor)
-    engine.progress = Progress(step=2)
-    assert forecast.seconds_per_step(run, engine) is None, "the run has ended"
+    here: Any = SimpleNamespace(reader=reader, stepper=stepper, progress=Progress(step=1))
+    assert forecast.seconds_per_step(run, here) == pytest.approx(2.0 * factor)
+    here.progress = Progress(step=2)
+    assert forecast.seconds_per_step(run, here) is None, "the run has ended"
 
 
 def test_a_checkpoint_knows_what_is_not_yet_logged() -> None:
@@ -229,24 +292,44 @@ def test_a_checkpoint_knows_what_is_not_yet_logged() -> None:
         plan=SimpleNamespace(schedule_after=lambda done: {"step": done}),
     )
     saved: list[tuple[Progress, dict[str, Any]]] = []
-    engine: Any = SimpleNamespace(
+    here: Any = SimpleNamespace(
         stepper=SimpleNamespace(guard=SimpleNamespace(running_loss=lambda: RunningLoss(4.0, 0.5))),
         writer=SimpleNamespace(save=lambda progress, schedule, write: saved.append((progress, schedule))),
     )
-    loop.save(run, engine, metrics, Progress(step=7))
+    loop.save(run, here, metrics, Progress(step=7))
     ((progress, schedule),) = saved
     assert progress == Progress(step=7, tokens_by_category={"docs": 9}, loss_weighted_sum=4.0, loss_weight=0.5)
     assert schedule == {"step": 7}
 
 
 STEPS, SAVED, INTERVAL = 5, 2, 3
+LONGER_ROWS = 96
 
 
 @pytest.fixture(scope="module")
-def run_flags(flags: dict[str, Any], tiny_bins_dir: Path) -> dict[str, Any]:
+def longer_bins_dir(
+    tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_dir: Path, english_texts: list[str]
+) -> Path:
+    """Held-out rows longer than those of the training data."""
+    directory = tmp_path_factory.mktemp("longer")
+    records = [{"source": "", "target": text[:600], "category": "docs"} for text in english_texts[:6]]
+    write_jsonl(directory / "text" / "all.jsonl", records)
+    wanted = {
+        "data_input_dirs": directory / "text",
+        "tokenizer_dir": tiny_tokenizer_dir,
+        "data_arrow_output_dir": directory / "arrow",
+        "max_length": LONGER_ROWS,
+        "num_spliced_dataset_bins": 1,
+    }
+    assert prepare_pretrain_dataset.main(argv_of(**wanted)) == 0
+    return directory / "arrow"
+
+
+@pytest.fixture(scope="module")
+def run_flags(flags: dict[str, Any], longer_bins_dir: Path) -> dict[str, Any]:
     """Five steps; logged and evaluated after the third and, because it is the last, the fifth."""
     intervals = {"log_interval": INTERVAL, "eval_interval": INTERVAL, "save_interval": SAVED}
-    held_out = {"eval_dataset": f"one={tiny_bins_dir / 'part-00000'}", "max_eval_samples": 4}
+    held_out = {"eval_dataset": f"one={longer_bins_dir}", "max_eval_samples": 4, "max_length": LONGER_ROWS}
     return {**flags, **intervals, **held_out, "micro_batch_size": 4, "max_steps": STEPS}
 
 
@@ -281,7 +364,7 @@ def test_the_running_mean_of_a_run_is_that_of_its_losses(whole_run: Path) -> Non
 
 def test_a_checkpoint_counts_the_ids_and_tokens_of_the_steps_before_it(whole_run: Path, tiny_bins_dir: Path) -> None:
     """Between two log lines too, when the latest figures still lie on the device."""
-    reader = BatchReader(open_bins([tiny_bins_dir]), Shape(4, 1, 1, 0), 42, ROW_LENGTH, 0, 10**6)
+    reader = BatchReader(open_bins([tiny_bins_dir]), Shape(4, 1, 1, 0), 42, LONGER_ROWS, 0, 10**6)
     rows = torch.cat([batch.input_ids for _, (batch,) in zip(range(SAVED), reader.steps_from(0), strict=False)])
     checkpoint = whole_run / f"epoch-0_step-{SAVED}"
     seen = load_file(checkpoint / "seen_ids.safetensors")["seen"]
@@ -295,7 +378,9 @@ def test_a_resumed_run_ends_with_the_checkpoint_of_the_whole_one(
 ) -> None:
     """With the running loss, the tokens of each category and the ids seen; step 0 is not evaluated twice."""
     stopped = stopped_copy(whole_run, tmp_path / "stopped", SAVED)
+    (stopped / "anomalies.jsonl").write_text("".join(json.dumps({"step": done}) + "\n" for done in (SAVED, STEPS)))
     train(1, stopped, **run_flags)
+    assert json.loads((stopped / "anomalies.jsonl").read_text()) == {"step": SAVED}, "the other has not happened yet"
     for name in ("running_states.json", "seen_ids.safetensors", "lr_scheduler"):
         last = f"epoch-0_step-{STEPS}/{name}"
         assert (stopped / last).read_bytes() == (whole_run / last).read_bytes(), name
@@ -310,3 +395,28 @@ def test_the_runs_own_checkpoint_wins_over_the_one_it_was_begun_with(whole_run: 
     config.overwrite = True
     start = find_start(config)
     assert start.checkpoint is not None and start.checkpoint.progress.step == SAVED
+
+
+def test_a_reset_begins_the_moments_anew(
+    train: Callable[..., list[dict[str, Any]]],
+    flags: dict[str, Any],
+    tiny_model_dir: Path,
+    tiny_bins_dir: Path,
+    tmp_path: Path,
+) -> None:
+    """Another AdamW from the third step on, in a plain loop."""
+    still = {"lr_schedule": "constant", "warmup_steps": 0, "weight_decay": 0, "gradient_clipping": 0}
+    own = {**flags, **still, "mixed_precision": "fp32", "micro_batch_size": 4, "max_steps": 4}
+    steps = train(1, tmp_path / "run", **own, stages=["all,steps=2", "all,optimizer=reset"])
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model_dir, torch_dtype=torch.float32)
+    reader = BatchReader(open_bins([tiny_bins_dir]), Shape(4, 1, 1, 0), 42, flags["max_length"], 0, 10**6)
+    losses = []
+    for number, (batch,) in zip(range(4), reader.steps_from(0), strict=False):
+        if number % 2 == 0:
+            optimizer = torch.optim.AdamW(plain.parameters(), lr=flags["lr"], betas=(0.9, 0.95), weight_decay=0.0)
+        optimizer.zero_grad()
+        loss = plain(input_ids=batch.input_ids, labels=batch.labels).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert [one["loss"] for one in steps] == pytest.approx(losses, rel=1e-5)
