@@ -36,6 +36,8 @@ class Anomalies:
         self._policy, self._journal, self._reader = policy, journal, reader
         self._pending: list[JudgedStep] = []
         self._num_in_a_row = 0
+        self.num_bad = 0
+        """Bad steps read so far."""
         self._log = main_rank_logger(__name__)
 
     def take(self, step: int, first_row: int, result: StepResult) -> None:
@@ -50,6 +52,7 @@ class Anomalies:
         for judged in pending:
             is_bad = bool(judged.result.is_bad)
             self._num_in_a_row = self._num_in_a_row + 1 if is_bad else 0
+            self.num_bad += is_bad
             if is_bad:
                 self._report(judged)
 

@@ -71,6 +71,11 @@ def build(config: TrainConfig, cluster: Cluster) -> tuple[Run, Start]:
         }
     )
     row_length = max(one.max_length for one in (bins, *eval_bins.values()))
+    if row_length > bins.max_length:
+        main_rank_logger(__name__).warning(
+            f"--eval_dataset has rows of {row_length} tokens: training rows of {bins.max_length} are padded to it; "
+            f"prepare it with --max_length {bins.max_length}"
+        )
     model_config = together(lambda: model.load_config(start.model_dir))
     together(lambda: _check_model(config, cluster, model_config, row_length))
     fresh = Progress(
@@ -129,7 +134,8 @@ def _num_old_rows(config: TrainConfig, plan: Plan) -> int:
 
 def open_logs(run: Run) -> Logs:
     """Open --save_dir and what is written there while the run goes on: the last thing before its first step."""
-    config, step = run.config, run.progress.step
+    config = run.config
+    step = run.progress.step or -1  # of a run that was stopped before its first checkpoint nothing is kept
     on_main(lambda: open_save_dir(config))
 
     def opened() -> Logs:

@@ -77,7 +77,14 @@ def check_hashes(checkpoint: Checkpoint) -> None:
 def latest_checkpoint(save_dir: Path) -> Checkpoint | None:
     """The checkpoint that `<save_dir>/latest` names, or None if there is none yet."""
     pointer = save_dir / LATEST
-    return open_checkpoint(save_dir / pointer.read_text().strip()) if pointer.is_file() else None
+    if not pointer.is_file():
+        return None
+    name = pointer.read_text(encoding="utf-8", errors="replace").strip()
+    if not name or not (save_dir / name).is_dir():
+        raise UserError(
+            f"{pointer}: names no checkpoint ({name!r}); write the name of an epoch-E_step-S folder into it"
+        )
+    return open_checkpoint(save_dir / name)
 
 
 def complete_checkpoints(save_dir: Path) -> list[Path]:
@@ -90,7 +97,7 @@ def complete_checkpoints(save_dir: Path) -> list[Path]:
 class CheckpointWriter:
     """Saves a boosted model of one run. `param_names`: what its optimizer trains, in Booster's id order.
 
-    Where rank 0 holds all weights, `write_weights` puts them into a checkpoint's directory and `write_final_weights` into
+    Where rank 0 holds all weights, `write_weights` puts them into a checkpoint's directory, `write_final_weights` into
     that of the finished model; without them Booster gathers and writes.
     """
 

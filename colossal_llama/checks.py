@@ -61,7 +61,7 @@ def _numbers(config: TrainConfig) -> list[str]:
             problems.append(f"--{name} {getattr(config, name)}: must be 0 or a positive number")
     if not 0 <= config.seed < 2**32:
         problems.append(f"--seed {config.seed}: must be a whole number from 0 to {2**32 - 1}")
-    for name, example in (("lr", "3e-4"), ("embeds_lr", "1e-3"), ("peak_tflops", "312")):
+    for name, example in (("lr", "3e-4"), ("embeds_lr", "1e-3"), ("peak_tflops", "312"), ("lora_alpha", "32")):
         value = getattr(config, name)
         if value is not None and not 0 < value < float("inf"):
             problems.append(f"--{name} {value}: must be a positive number, such as {example}")
@@ -77,7 +77,8 @@ def _learning(config: TrainConfig) -> list[str]:
     if config.freeze_non_embeds_params and config.train == "new_rows":
         problems.append("--freeze_non_embeds_params is --train embeds; leave it away with --train new_rows")
     if config.stages and (config.trained != "all"):
-        problems.append(f"--stages says what trains when; leave --train {config.trained} away")
+        given = "--freeze_non_embeds_params" if config.freeze_non_embeds_params else f"--train {config.train}"
+        problems.append(f"--stages says what trains when; leave {given} away")
     try:
         stages = stages_of(config)
     except UserError as error:
@@ -123,6 +124,8 @@ def _paths(config: TrainConfig) -> list[str]:
             problems.append(f"--dataset {path}: no such directory; name the output of prepare_pretrain_dataset")
     if config.load_checkpoint is not None and not config.load_checkpoint.is_dir():
         problems.append(f"--load_checkpoint {config.load_checkpoint}: no such directory; name a checkpoint")
+    if config.save_dir.exists() and not config.save_dir.is_dir():
+        problems.append(f"--save_dir {config.save_dir}: is a file; name a directory")
     inputs = [config.pretrained, *config.dataset, *config.eval_sets.values()]
     problems += [
         f"--save_dir {config.save_dir}: is the input {path}; choose another directory"

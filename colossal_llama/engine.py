@@ -56,8 +56,10 @@ def board(run: Run, start: Start) -> Engine:
     config = run.config
     progress = start.checkpoint.progress if start.checkpoint is not None else run.progress
     stage = stage_at(run.plan.stages, progress.step)
-    goes_on = start.checkpoint is not None and progress.stage == run.plan.stages.index(stage)
-    together(lambda: progress.check_trains(stage.train) if goes_on else None)
+    number = run.plan.stages.index(stage)
+    goes_on = start.checkpoint is not None and progress.stage == number
+    if start.checkpoint is not None:
+        together(lambda: progress.check_stage(number, stage.train, begins=progress.step == stage.first_step))
     boosted = _boost(run, stage, together(lambda: _load(run, start, stage)))
     if start.checkpoint is not None:
         with_moments = goes_on or stage.carries_optimizer

@@ -30,6 +30,7 @@ def announce(run: Run, engine: Engine, metrics: Metrics) -> None:
         row_length=run.row_length,
         num_tokens=sum(one.num_tokens for one in run.bins.bins),
         num_loss_tokens=sum(one.num_loss_tokens for one in run.bins.bins),
+        num_rows_seen=progress.num_rows_seen,
     )
     can_evaluate = plugins.can_evaluate_first(config)
     seconds = seconds_per_step(run, engine) if can_evaluate else None

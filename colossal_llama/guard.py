@@ -15,6 +15,8 @@ import torch
 
 MEMORY = 0.98
 """Weight of the past in the running mean: it looks back about 50 steps."""
+MIXED_PRECISION = ("mixed_precision_mixin", "mix_precision_mixin", "mixed_precision")
+"""What ZeRO's, gemini's and 3d's optimizers call the keeper of their loss scale."""
 STEPS_TO_LEARN = 20
 """Steps before the mean is trusted to name a leap."""
 
@@ -41,7 +43,9 @@ class Guard:
         self._spike_threshold = spike_threshold
         self._mean = torch.tensor([past.weighted_sum, past.weight], dtype=torch.float64, device=device)
         self._is_bad = torch.zeros((), dtype=torch.float32, device=device)
-        self._norm: torch.Tensor | float | None = None
+        self._given_norm: torch.Tensor | None = None
+        self.grad_norm: torch.Tensor | float = math.nan
+        """Gradient norm of the last step, before clipping; NaN if Booster left the step out (overflow under fp16)."""
         self._inner: torch.optim.Optimizer = getattr(optimizer, "optim", optimizer)
         self._inner.register_step_pre_hook(self._before_update)
 
@@ -56,12 +60,16 @@ class Guard:
             has_learnt = weight > 1 - MEMORY ** (STEPS_TO_LEARN - 0.5)  # half a step for rounding
             is_bad |= has_learnt & (loss > weighted_sum / weight.clamp(min=1e-9) + self._spike_threshold)
         self._is_bad = is_bad.float()
-        self._norm = grad_norm
+        self._given_norm, self.grad_norm = grad_norm, math.nan
 
     def verdict(self, loss: torch.Tensor) -> torch.Tensor:
-        """1 if the step was bad, else 0, after `optimizer.step()`; a good loss enters the running mean."""
+        """1 if the step was bad, else 0, after `optimizer.step()`; a good loss enters the running mean.
+
+        A loss of exactly 0 is that of a step without any label, and says nothing.
+        """
         entry = torch.stack([loss.double().nan_to_num(0.0, 0.0, 0.0), torch.ones_like(loss, dtype=torch.float64)])
-        self._mean = torch.where(self._is_bad.bool(), self._mean, MEMORY * self._mean + (1 - MEMORY) * entry)
+        is_left_out = self._is_bad.bool() | (loss == 0)
+        self._mean = torch.where(is_left_out, self._mean, MEMORY * self._mean + (1 - MEMORY) * entry)
         return self._is_bad
 
     def running_loss(self) -> RunningLoss:
@@ -70,8 +78,8 @@ class Guard:
 
     def _before_update(self, inner: Any, *_: Any) -> None:
         """The boosted optimizer knows the gradient norm by now, and has not yet touched a weight."""
-        norm = self._optimizer.get_grad_norm() if self._norm is None else self._norm
-        self._is_bad = torch.maximum(self._is_bad, _is_not_finite(norm, self._is_bad))
+        self.grad_norm = self._booster_norm() if self._given_norm is None else self._given_norm
+        self._is_bad = torch.maximum(self._is_bad, _is_not_finite(self.grad_norm, self._is_bad))
         if not self._is_active:
             return
         if isinstance(inner, torch.optim.AdamW):
@@ -82,8 +90,15 @@ class Guard:
                 for parameter in group["params"]:
                     parameter.grad = None
 
+    def _booster_norm(self) -> torch.Tensor | float:
+        """Booster's gradient norm still carries fp16's loss scale (zero/low_level/low_level_optim.py:709)."""
+        norm = self._optimizer.get_grad_norm()
+        mixins = (getattr(self._optimizer, name, None) for name in MIXED_PRECISION)
+        scale = next((mixin.loss_scale for mixin in mixins if mixin and hasattr(mixin, "loss_scale")), 1.0)
+        return math.nan if norm is None else norm / scale
+
 
 def _is_not_finite(norm: Any, like: torch.Tensor) -> torch.Tensor:
     if isinstance(norm, torch.Tensor):
         return (~torch.isfinite(norm)).to(like)
-    return torch.full_like(like, norm is None or not math.isfinite(norm))
+    return torch.full_like(like, not math.isfinite(norm))

@@ -59,7 +59,7 @@ def train_stage(run: Run, engine: Engine, logs: Logs) -> bool:
                 {
                     "step": progress.step,
                     "epoch": progress.epoch,
-                    "stage": progress.stage,
+                    "stage": progress.stage + 1,
                     "loss": result.loss,
                     "lr": lr,
                     "embeds_lr": embeds_lr,
@@ -73,16 +73,21 @@ def train_stage(run: Run, engine: Engine, logs: Logs) -> bool:
                 }
             )
             is_last = progress.step == stage.end_step
-            if is_last or progress.step % config.log_interval == 0:
+            evaluates = bool(run.eval_bins) and (is_last or progress.step % config.eval_interval == 0)
+            saves = is_last or progress.step % config.save_interval == 0
+            if evaluates or saves or progress.step % config.log_interval == 0:
                 anomalies.read()
-            if run.eval_bins and (is_last or progress.step % config.eval_interval == 0):
+            if evaluates:
                 evaluate(run, engine, metrics, progress.step)
-            if is_last or progress.step % config.save_interval == 0:
+            if saves:
                 save(run, engine, metrics, replace(progress, num_tokens_seen=int(tokens_seen)))
     if stage is not run.plan.stages[-1]:
         return False
     final = engine.writer.save_final_model()
-    main_rank_logger(__name__).info(f"finished: {progress.step} steps, model in {final}")
+    main_rank_logger(__name__).info(
+        f"finished: {progress.step} steps{f', {anomalies.num_bad} of them bad' if anomalies.num_bad else ''}, "
+        f"model in {final}"
+    )
     return True
 
 

@@ -152,14 +152,17 @@ class Metrics:
         """{category: tokens consumed in all, and mean loss in this interval if it had tokens}."""
         if not self._categories or CATEGORY_SUMS[0] not in pending[0]:
             return {}
-        nats, tokens = (torch.stack([values[name] for values in pending]).sum(0).tolist() for name in CATEGORY_SUMS)
+        nats, tokens = (torch.stack([values[name] for values in pending]) for name in CATEGORY_SUMS)
+        is_finite = nats.isfinite()  # one bad step must not hide the others
+        sums = (nats.where(is_finite, 0.0).sum(0), (tokens * is_finite).sum(0), tokens.sum(0))
         figures: dict[str, dict[str, float]] = {}
-        for name, category_nats, num_tokens in zip(self._categories, nats, tokens, strict=True):
+        for name, *figures_of_one in zip(self._categories, *(values.tolist() for values in sums), strict=True):
+            category_nats, num_scored, num_tokens = figures_of_one
             seen = self.tokens_by_category.get(name, 0) + int(num_tokens)
             self.tokens_by_category[name] = seen
             figures[name] = {"num_tokens_seen": seen}
-            if num_tokens:
-                figures[name]["loss"] = category_nats / num_tokens
+            if num_scored:
+                figures[name]["loss"] = category_nats / num_scored
         return figures
 
     def _write(self, journal: Journal, rows: list[dict[str, Any]]) -> None:

@@ -30,6 +30,8 @@ class RunData:
     row_length: int
     num_tokens: int
     num_loss_tokens: int
+    num_rows_seen: int = 0
+    """Rows of the steps that are done, which may have been of another size."""
 
 
 def plan_text(
@@ -41,10 +43,10 @@ def plan_text(
     left = f"{num_left:,} of {total_steps:,} steps to do"
     if seconds_per_step is not None:
         left += f": {num_left * seconds_per_step / SECONDS_PER_HOUR:,.3g} hours at {seconds_per_step:.3g} s a step"
-    return "\n".join([*_lines(_data_table(total_steps, data)), *_lines(_stage_table(stages)), left])
+    return "\n".join([*_lines(_data_table(total_steps, num_left, data)), *_lines(_stage_table(stages)), left])
 
 
-def _data_table(total_steps: int, data: RunData) -> Table:
+def _data_table(total_steps: int, num_left: int, data: RunData) -> Table:
     """Steps, rows, tokens that bear loss, all tokens, and positions, which is what is computed, padding included."""
     from rich.table import Table
 
@@ -52,7 +54,7 @@ def _data_table(total_steps: int, data: RunData) -> Table:
     table.add_column("")
     for name in ("steps", "rows", "loss tokens", "tokens", "positions"):
         table.add_column(name, justify="right")
-    read = min(total_steps * data.rows_per_step, data.num_rows * data.num_epochs)
+    read = min(data.num_rows_seen + num_left * data.rows_per_step, data.num_rows * data.num_epochs)
     for name, num_steps, num_rows in (
         ("a step", 1, data.rows_per_step),
         ("an epoch", math.ceil(data.num_rows / data.rows_per_step), data.num_rows),

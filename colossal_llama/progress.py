@@ -20,7 +20,7 @@ class Progress:
     """Full passes over the rows done."""
     num_rows_seen: int = 0
     num_tokens_seen: int = 0
-    """Loss-bearing tokens trained on."""
+    """Loss-bearing tokens read, those of bad steps too."""
     tokens_by_category: dict[str, int] = field(default_factory=dict)
     """The same for each category."""
     seed: int = 0
@@ -69,11 +69,16 @@ class Progress:
         """For the guard."""
         return RunningLoss(self.loss_weighted_sum, self.loss_weight)
 
-    def check_trains(self, trained: str) -> None:
-        """Raise UserError if a run that goes on within its stage would train something else now."""
-        if trained != self.trained:
+    def check_stage(self, number: int, trained: str, begins: bool) -> None:
+        """Raise UserError unless the next step goes on in the same stage, or begins the next one.
+
+        `number`, `trained`: the stage that the plan has for the next step; `begins`: whether that is its first.
+        """
+        goes_on = number == self.stage and trained == self.trained
+        if not goes_on and not (number == self.stage + 1 and begins):
             raise UserError(
-                f"the checkpoint was made while training {self.trained}, now {trained} would train; keep the same "
-                f"--train, --stages and --lora_rank to go on, or pass the checkpoint's `modeling` folder to "
-                f"--load_checkpoint with a new --save_dir to start anew from its weights"
+                f"step {self.step} of the checkpoint was trained in stage {self.stage + 1} ({self.trained}), the next "
+                f"one would be in stage {number + 1} ({trained}); keep the same --train, --stages and --lora_rank to "
+                f"go on, or pass the checkpoint's `modeling` folder to --load_checkpoint with a new --save_dir to "
+                f"start anew from its weights"
             )

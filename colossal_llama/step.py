@@ -77,6 +77,7 @@ class Stepper:
         self.booster, self.model, self.optimizer = booster, model, optimizer
         self._head, self.guard = head, guard
         self.layout, self._device, self._settings = layout, device, settings
+        self._row_places: torch.Tensor | None = None
         plugin = booster.plugin
         self._is_ddp = isinstance(plugin, TorchDDPPlugin)
         is_3d = isinstance(plugin, HybridParallelPlugin)
@@ -106,11 +107,8 @@ class Stepper:
         self.guard.judge(loss, norm)
         self.optimizer.step()
         is_bad = self.guard.verdict(loss)
-        grad_norm = self.optimizer.get_grad_norm() if norm is None else norm
-        if grad_norm is None:  # fp16: the gradients overflowed and Booster skipped the step
-            grad_norm = float("nan")
         self.optimizer.zero_grad()
-        return StepResult(loss, num_tokens, grad_norm, is_bad, *by_category, *by_row)
+        return StepResult(loss, num_tokens, self.guard.grad_norm, is_bad, *by_category, *by_row)
 
     @torch.no_grad()
     def evaluate(self, micro_batches: list[Batch], num_categories: int, text: TextBytes) -> torch.Tensor:
@@ -157,9 +155,11 @@ class Stepper:
             nats = torch.cat([scores.nats for scores in passes]).double()
             tokens = (self._targets(rows.labels) != IGNORED).double()
             category = self._targets(rows.categories).clamp(min=0).flatten()
-            row = sizes[0] + torch.tensor(rows.row_numbers, device=self._device) - first_row
+            if self._row_places is None:  # the same in every step, and to copy them would be to wait for the device
+                places = [number - first_row for number in rows.row_numbers]
+                self._row_places = sizes[0] + torch.tensor(places, device=self._device)
             for line, values in enumerate((nats, tokens)):
-                sums[line].index_add_(0, category, values.flatten()).index_add_(0, row, values.sum(1))
+                sums[line].index_add_(0, category, values.flatten()).index_add_(0, self._row_places, values.sum(1))
         by_category, by_row = all_reduce_sum(sums).split(sizes, dim=1)
         return by_category, by_row
 

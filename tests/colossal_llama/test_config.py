@@ -49,6 +49,9 @@ WRONG_FLAGS = [
     (["--eval_dataset", "zh=.", "--watch", "zh"], ["--watch zh:", "NAME=BOUND"]),
     (["--freeze_non_embeds_params", "--train", "new_rows"], ["is --train embeds", "leave it away"]),
     (["--stages", "all", "--train", "embeds"], ["leave --train embeds away"]),
+    (["--stages", "all", "--freeze_non_embeds_params"], ["leave --freeze_non_embeds_params away"]),
+    (["--lora_rank", "4", "--plugin", "zero2", "--lora_alpha", "nan"], ["--lora_alpha nan", "such as 32"]),
+    (["--save_dir", __file__], ["is a file", "name a directory"]),
     (["--stages", "everything"], ["--stages everything", "says what trains"]),
     (
         ["--plugin", "3d", "--pp", "3", "--accumulation_steps", "3", "--train", "new_rows"],

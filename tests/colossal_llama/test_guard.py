@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -133,3 +134,21 @@ def test_a_resumed_guard_judges_as_the_one_before() -> None:
     resumed, second = judged([*losses[31:], 7.5, 5.0], past=first.running_loss())
     assert resumed == whole[31:] and sum(whole) == 1
     assert second.running_loss() == guard.running_loss()
+
+
+@pytest.mark.parametrize("name", ["mixed_precision_mixin", "mix_precision_mixin", "mixed_precision"])
+def test_norm_is_that_of_the_gradient_not_of_the_scaled_loss(name: str) -> None:
+    parameter = torch.zeros(1, requires_grad=True)
+    boosted = Boosted(make("fused", [parameter]))
+    setattr(boosted, name, SimpleNamespace(loss_scale=1024.0))
+    guard = Guard(boosted, 2.0, True, CPU, RunningLoss())
+    parameter.grad = torch.full((1,), 3 * 1024.0)
+    guard.judge(torch.tensor(5.0))
+    boosted.optim.step()
+    assert guard.grad_norm == 3
+    guard.judge(torch.tensor(5.0))  # and now the gradients overflow: Booster leaves its own optimizer alone
+    assert math.isnan(guard.grad_norm)
+
+
+def test_a_step_without_any_label_says_nothing_of_the_loss() -> None:
+    assert sum(judged([5.0] * STEPS_TO_LEARN + [0.0] * 50 + [6.5, 7.5])[0]) == 1

@@ -43,7 +43,16 @@ def test_another_plan_is_refused_with_the_way_out(change: dict[str, object], wor
     assert "`modeling` folder to --load_checkpoint with a new --save_dir" in str(caught.value)
 
 
-def test_another_choice_of_what_trains_is_refused_within_a_stage() -> None:
-    STOPPED.check_trains("all")
-    with pytest.raises(UserError, match="made while training all, now embeds would train; keep the same --train"):
-        STOPPED.check_trains("embeds")
+@pytest.mark.parametrize(("number", "trained", "begins"), [(1, "embeds", False), (1, "embeds", True), (2, "all", True)])
+def test_a_stage_goes_on_or_the_next_one_begins(number: int, trained: str, begins: bool) -> None:
+    replace(STOPPED, stage=1, trained="embeds").check_stage(number, trained, begins)
+
+
+@pytest.mark.parametrize(
+    ("number", "trained", "begins"),
+    [(1, "all", False), (0, "embeds", False), (0, "all", True), (2, "all", False), (3, "all", True)],
+)
+def test_another_stage_is_refused_with_the_way_out(number: int, trained: str, begins: bool) -> None:
+    words = rf"stage 2 \(embeds\), the next one would be in stage {number + 1} \({trained}\); keep the same --train"
+    with pytest.raises(UserError, match=words):
+        replace(STOPPED, stage=1, trained="embeds").check_stage(number, trained, begins)

@@ -99,7 +99,7 @@ def test_resuming_as_another_run_is_refused_and_touches_nothing(
         "data": ({"dataset": tiny_bins_dir / "part-00000"}, ["another --dataset", "keep the same --dataset"]),
         "freeze": (
             {"freeze_non_embeds_params": True},
-            ["while training all, now embeds would train"],
+            ["trained in stage 1 (all), the next one would be in stage 1 (embeds)"],
         ),
         "loaded": ({"seed": 43, "save_dir": tmp_path / "new", "load_checkpoint": checkpoint}, ["another --seed"]),
     }

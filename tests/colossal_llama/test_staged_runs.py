@@ -92,7 +92,7 @@ def test_stages_are_those_of_a_plain_loop_that_keeps_the_moments(
 ) -> None:
     own = {**flags, **COMMON, "mixed_precision": "fp32", "pretrained": grown_dir, "stages": STAGES}
     steps = train(2, tmp_path / "run", **own, micro_batch_size=2, max_steps=6)
-    assert [step["stage"] for step in steps] == [0, 0, 1, 1, 2, 2]
+    assert [step["stage"] for step in steps] == [1, 1, 2, 2, 3, 3]
     assert [step["lr"] for step in steps] == [2e-3, 2e-3, 1e-3, 1e-3, 5e-4, 5e-4]
 
     losses, norms, optimizer = [], [], None
