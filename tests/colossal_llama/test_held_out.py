@@ -148,7 +148,6 @@ def test_each_evaluation_warns_against_the_first_one(
         leave_out_time_since=left_out.append,
     )
     run = SimpleNamespace(
-        metrics=metrics,
         tokenizer=load_tokenizer(tiny_tokenizer_dir),
         cluster=SimpleNamespace(device=torch.device("cpu"), is_main=True),
         eval_bins={"en": SimpleNamespace(categories=["a", "b"])},
@@ -159,7 +158,8 @@ def test_each_evaluation_warns_against_the_first_one(
         stepper = SimpleNamespace(evaluate=lambda micro_batches, num_categories, text, sums=sums: sums)
         reader = SimpleNamespace(steps_from=lambda first: iter([[], []]))
         caplog.clear()
-        held_out.evaluate(run, SimpleNamespace(stepper=stepper, eval_readers={"en": reader}), number)  # type: ignore[arg-type]
+        engine = SimpleNamespace(stepper=stepper, eval_readers={"en": reader})
+        held_out.evaluate(run, engine, metrics, number)  # type: ignore[arg-type]
         assert len([line for line in caplog.messages if "--watch en=1.5" in line]) == (number >= 2)
     lines = [json.loads(line)["eval"]["en"] for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
     assert [line["bits_per_byte"] for line in lines] == pytest.approx([1, 2, 3, 4])

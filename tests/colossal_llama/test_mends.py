@@ -81,10 +81,11 @@ def rotary_frequencies(argv: list[str]) -> tuple[str, str, np.ndarray]:
     from colossal_llama.build import build
     from colossal_llama.cluster import launch
     from colossal_llama.config import TrainConfig
+    from colossal_llama.engine import board
     from tokenizer_tools.command import parse_config
 
     with launch(0) as cluster:
-        model = build(parse_config(TrainConfig, argv), cluster).stepper.model
+        model = board(*build(parse_config(TrainConfig, argv), cluster)).stepper.model
         (rotary,) = [module for module in model.modules() if hasattr(module, "inv_freq")]
         weight = next(parameter for parameter in model.parameters() if parameter.dim() == 2)
         return str(weight.dtype), str(rotary.inv_freq.dtype), rotary.inv_freq.float().numpy()
