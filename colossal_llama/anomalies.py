@@ -58,15 +58,13 @@ class Anomalies:
 
     def _report(self, judged: JudgedStep) -> None:
         loss, norm = float(judged.result.loss), float(judged.result.grad_norm)
-        rows = self._rows(judged)
         what = f"step {judged.step}: loss {loss:.4g}, gradient norm {norm:.4g}"
-        if self._journal is not None:
+        if self._journal is not None:  # the other ranks need not look the rows up
+            rows = self._rows(judged)
             self._journal.append(
                 [{"step": judged.step, "loss": loss, "grad_norm": norm, "policy": self._policy, "rows": rows}]
             )
-        worst = "; ".join(f"{row['bucket']} row {row['row']} (loss {row['loss']:.4g})" for row in rows[:ROWS_IN_LOG])
-        outcome = "the step was trained on" if self._policy == "ignore" else "the weights were left as they were"
-        self._log.warning(f"{what}; {outcome}; worst rows: {worst}; all of them are in anomalies.jsonl")
+            self._log.warning(f"{what}; {self._outcome()}; worst rows: {_worst(rows)}; all are in anomalies.jsonl")
         if self._policy == "stop":
             raise UserError(
                 f"{what} (--on_anomaly stop); look at its rows in anomalies.jsonl, take them out of the data or go on "
@@ -78,6 +76,9 @@ class Anomalies:
                 f"checkpoint with a lower --lr, or look at the rows in anomalies.jsonl"
             )
 
+    def _outcome(self) -> str:
+        return "the step was trained on" if self._policy == "ignore" else "the weights were left as they were"
+
     def _rows(self, judged: JudgedStep) -> list[dict[str, Any]]:
         """Every row of the step, the worst first: NaN, then by mean loss a token."""
         losses = (judged.result.row_nats / judged.result.row_tokens.clamp(min=1)).tolist()
@@ -88,3 +89,7 @@ class Anomalies:
                 {"number": number, **origin, "bucket": str(origin["bucket"]), "loss": losses[number - judged.first_row]}
             )
         return sorted(rows, key=lambda row: -float("inf") if row["loss"] != row["loss"] else -row["loss"])
+
+
+def _worst(rows: list[dict[str, Any]]) -> str:
+    return "; ".join(f"{row['bucket']} row {row['row']} (loss {row['loss']:.4g})" for row in rows[:ROWS_IN_LOG])
