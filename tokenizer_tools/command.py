@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -30,6 +31,7 @@ class Command(Protocol):
 
 PACKAGES = ("tokenizer_tools", "data_tools", "colossal_llama")
 CONFIG_FILE_SUFFIXES = (".yaml", ".yml", ".json")
+FIRST_SPEAKS_SECONDS = 20
 
 
 class UserError(ValueError):
@@ -145,7 +147,26 @@ def _drop_output() -> None:
 
 
 def _fail(message: str, exit_code: int) -> int:
-    """Say it once a host: of its ranks, which fail together, only the first speaks."""
-    if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0":
-        print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    """Say it once a host: its ranks fail together, and the first speaks."""
+    if not _is_first_of_its_host() and not _has_failed_alone(exit_code):
+        return exit_code
+    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
     return exit_code
+
+
+def _is_first_of_its_host() -> bool:
+    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
+
+
+def _has_failed_alone(exit_code: int) -> bool:
+    """Give the first rank time to speak. True if nothing has ended this one meanwhile, as it would if both had failed.
+
+    Without that time torchrun ends a first rank that is still importing, and nobody says what is wrong.
+    """
+    if exit_code != 2 or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    try:
+        time.sleep(FIRST_SPEAKS_SECONDS)
+    except KeyboardInterrupt:
+        return False
+    return True

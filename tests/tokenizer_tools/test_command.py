@@ -242,6 +242,25 @@ def test_of_the_ranks_of_a_host_only_the_first_speaks(
     assert capsys.readouterr().err.count("\n") == num_lines
 
 
+@pytest.mark.parametrize(("is_ended_meanwhile", "num_lines"), [(True, 0), (False, 1)])
+def test_under_torchrun_a_later_rank_leaves_the_word_and_the_time_to_the_first(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, is_ended_meanwhile: bool, num_lines: int
+) -> None:
+    """torchrun ends a first rank that is still importing if a later one, which says nothing, has left before it."""
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if is_ended_meanwhile:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("tokenizer_tools.command.time.sleep", sleep)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert raising(UserError("x"))(["--name", "a"]) == 2
+    assert (len(waited), capsys.readouterr().err.count("\n")) == (1, num_lines)
+
+
 # --- a process of its own ---------------------------------------------------------------------------------------------
 
 PROGRAM = """
