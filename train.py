@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import time
 
 from colossal_llama.checks import check
 from colossal_llama.config import TrainConfig
 from tokenizer_tools.command import command
+from tokenizer_tools.parent import end_with_parent
 
 
 @command(TrainConfig)
 def main(config: TrainConfig) -> None:
     """Check the flags, join the other ranks, train."""
+    started = time.monotonic()  # --time_limit counts from here
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun that is killed leaves its workers; they have to notice
+        end_with_parent(os.getppid(), signal.SIGTERM)
     check(config)
     # Seconds of imports, and the device of a rank must be set before the rest of colossalai is imported.
     from colossal_llama.cluster import launch
@@ -19,7 +26,7 @@ def main(config: TrainConfig) -> None:
     with launch(config.seed) as cluster:
         from colossal_llama.loop import train
 
-        train(config, cluster)
+        train(config, cluster, started)
 
 
 if __name__ == "__main__":

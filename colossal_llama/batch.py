@@ -26,6 +26,8 @@ class Batch:
     """Index into Bins.categories of the document of each token; 0 on padding, which carries no label."""
     document_borders: torch.Tensor
     """int32 [documents + 1]: where each document begins if the rows lie end to end, and the end; found on the host."""
+    row_ids: torch.Tensor
+    """[rows] place of each row in the dataset, all bins end to end, from 1 on; 0 for a blank row."""
     row_numbers: list[int]
     """[rows] number of each row in the order of the run; from the run's end row on the rows are blank."""
 
@@ -44,6 +46,7 @@ class Batch:
             change(self.position_ids),
             change(self.categories),
             change(self.document_borders),
+            change(self.row_ids),
             self.row_numbers,
         )
 
@@ -59,6 +62,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
         torch.cat([batch.position_ids for batch in batches]),
         torch.cat([batch.categories for batch in batches]),
         torch.cat([*firsts, batches[-1].document_borders[-1:] + offsets[-1]]),
+        torch.cat([batch.row_ids for batch in batches]),
         [number for batch in batches for number in batch.row_numbers],
     )
 

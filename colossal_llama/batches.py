@@ -34,6 +34,10 @@ class RowOrder:
         bin_index = int(np.searchsorted(self._starts, position, side="right")) - 1
         return bin_index, int(self._permutation(epoch, bin_index)[position - self._starts[bin_index]])
 
+    def row_id(self, bin_index: int, row_index: int) -> int:
+        """Place of a row in the dataset, all bins end to end, from 1 on."""
+        return int(self._starts[bin_index]) + row_index + 1
+
     def _permutation(self, epoch: int, bin_index: int) -> NDArray[np.int64]:
         cached = self._cached  # once: another thread may be reading ahead of this one
         if cached is None or cached[0] != (epoch, bin_index):
@@ -126,10 +130,12 @@ class BatchReader:
         labels = np.full(size, IGNORED, dtype=np.int64)
         position_ids = np.tile(np.arange(self._row_length), (len(numbers), 1))  # of a blank row: all of it is padding
         categories = np.zeros(size, dtype=np.int64)
+        row_ids = np.zeros(len(numbers), dtype=np.int64)
         for line, number in enumerate(numbers):
             if number < self._end_row:
                 bin_index, row_index = self._order.locate(number)
                 row = self._bins.bins[bin_index].row(row_index)
+                row_ids[line] = self._order.row_id(bin_index, row_index)
                 length = len(row.input_ids)
                 input_ids[line, :length] = row.input_ids
                 labels[line, :length] = row.labels
@@ -143,6 +149,7 @@ class BatchReader:
             torch.from_numpy(position_ids),
             torch.from_numpy(categories),
             document_borders(torch.from_numpy(position_ids)),
+            torch.from_numpy(row_ids),
             numbers,
         )
 

@@ -18,14 +18,16 @@ from colossal_llama.document_mask import refuse_document_mask
 from colossal_llama.eval_rows import spread_rows
 from colossal_llama.host import refuse_on_host
 from colossal_llama.journal import Journal
+from colossal_llama.made_from import Origin, find_origin, refuse_other_data, write_origin
 from colossal_llama.metrics import Metrics
 from colossal_llama.plan import Plan, make_plan
 from colossal_llama.progress import Progress
 from colossal_llama.row_health import SeenIds, num_old_rows
-from colossal_llama.start import Start, find_start, open_save_dir
+from colossal_llama.start import Start, check_changes, find_start, going_on, open_save_dir
 from colossal_llama.trackers import open_wandb
 from data_tools.bins import Bins, open_bins
 from tokenizer_tools.command import UserError
+from tokenizer_tools.lineage import Record, refuse_swapped
 from tokenizer_tools.tokenizer import fingerprint, load_tokenizer
 
 PAD_ID = 0  # any id will do: padding carries no label and is never attended to by a token
@@ -48,6 +50,12 @@ class Run:
     progress: Progress
     """Where this process began."""
     seen_ids: SeenIds
+    origin: Origin
+
+    @property
+    def lineage(self) -> Record:
+        """What the run was made from, for lineage.json."""
+        return self.origin.lineage
 
 
 @dataclass(frozen=True)
@@ -61,8 +69,9 @@ class Logs:
 def build(config: TrainConfig, cluster: Cluster) -> tuple[Run, Start]:
     """Join all but the model. Raises UserError, on all ranks together, for anything that cannot become a run."""
     together(lambda: refuse_on_host(config.mixed_precision))
-    start = on_main(lambda: find_start(config))
-    tokenizer = together(lambda: load_tokenizer(start.model_dir))
+    found = on_main(lambda: find_start(config))
+    on_main(lambda: refuse_swapped(found.model_dir, "tokenizer"))
+    tokenizer = together(lambda: load_tokenizer(found.model_dir))
     bins = together(lambda: open_data(config.dataset, tokenizer, config.max_length))
     eval_bins = together(
         lambda: {
@@ -76,16 +85,19 @@ def build(config: TrainConfig, cluster: Cluster) -> tuple[Run, Start]:
             f"--eval_dataset has rows of {row_length} tokens: training rows of {bins.max_length} are padded to it; "
             f"prepare it with --max_length {bins.max_length}"
         )
-    model_config = together(lambda: model.load_config(start.model_dir))
+    model_config = together(lambda: model.load_config(found.model_dir))
     together(lambda: _check_model(config, cluster, model_config, row_length))
     fresh = Progress(
         seed=config.seed,
         data_fingerprint=data_fingerprint(bins),
         tokenizer_fingerprint=bins.tokenizer_fingerprint,
     )
-    progress = together(lambda: _progress(start, fresh))
+    on_main(lambda: refuse_other_data(config, found, bins))
+    start = together(lambda: going_on(found, fresh, config.restart_data))
+    progress = fresh if start.checkpoint is None else start.checkpoint.progress
     rows_per_step = config.micro_batch_size * config.accumulation_steps * plugins.dp_size(config, cluster.world_size)
     plan = together(lambda: make_plan(config, progress, bins.num_rows, rows_per_step))
+    together(lambda: check_changes(start, config, plan, cluster.world_size))
     num_old = together(lambda: _num_old_rows(config, plan))
     run = Run(
         config=config,
@@ -99,6 +111,7 @@ def build(config: TrainConfig, cluster: Cluster) -> tuple[Run, Start]:
         plan=plan,
         progress=progress,
         seen_ids=SeenIds(model_config.vocab_size, torch.device("cpu")),
+        origin=find_origin(config, start, bins.tokenizer_fingerprint, bins, eval_bins),
     )
     return run, start
 
@@ -110,13 +123,6 @@ def _check_model(config: TrainConfig, cluster: Cluster, model_config: Pretrained
         raise UserError(f"--document_mask: {reason}")
     for warning in check_architecture(model_config, config, row_length):
         main_rank_logger(__name__).warning(warning)
-
-
-def _progress(start: Start, fresh: Progress) -> Progress:
-    if start.checkpoint is None:
-        return fresh
-    start.checkpoint.progress.check_continues(fresh)
-    return start.checkpoint.progress
 
 
 def _num_old_rows(config: TrainConfig, plan: Plan) -> int:
@@ -137,6 +143,7 @@ def open_logs(run: Run) -> Logs:
     config = run.config
     step = run.progress.step or -1  # of a run that was stopped before its first checkpoint nothing is kept
     on_main(lambda: open_save_dir(config))
+    on_main(lambda: write_origin(config.save_dir, run.origin))
 
     def opened() -> Logs:
         trackers = open_wandb(config.wandb_project, config.save_dir, config.as_json()) if run.cluster.is_main else []

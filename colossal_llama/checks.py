@@ -13,7 +13,8 @@ from tokenizer_tools.command import UserError
 
 def check(config: TrainConfig) -> None:
     """Raise one UserError that names every problem."""
-    problems = [*_numbers(config), *_paths(config), *_evaluation(config), *_plugin(config), *_learning(config)]
+    rules = (_numbers, _time_limit, _paths, _evaluation, _plugin, _learning)
+    problems = [problem for rule in rules for problem in rule(config)]
     if problems:
         raise UserError("; ".join(problems))
 
@@ -70,6 +71,14 @@ def _numbers(config: TrainConfig) -> list[str]:
     if not 0 < config.lr_decay_share <= 1:
         problems.append(f"--lr_decay_share {config.lr_decay_share}: must be a share of the steps, such as 0.2")
     return problems
+
+
+def _time_limit(config: TrainConfig) -> list[str]:
+    try:
+        _ = config.time_limit_seconds
+    except ValueError as error:
+        return [f"--time_limit {config.time_limit}: {error}"]
+    return []
 
 
 def _learning(config: TrainConfig) -> list[str]:

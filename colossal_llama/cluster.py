@@ -24,7 +24,7 @@ from torch.distributed import distributed_c10d
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from colossal_llama import host
-from tokenizer_tools.command import UserError
+from tokenizer_tools.command import Stopped, UserError
 
 Result = TypeVar("Result")
 
@@ -92,7 +92,7 @@ def launch(seed: int) -> Iterator[Cluster]:
         main_rank_logger(__name__).info("no accelerator found: running on CPU with gloo")
     try:
         yield Cluster(dist.get_rank(), dist.get_world_size(), device)
-    except UserError:  # raised by all ranks together
+    except (UserError, Stopped):  # raised by all ranks together
         _leave()
         raise
     except Exception as error:

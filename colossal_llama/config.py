@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from simple_parsing import field, flag
 
+from colossal_llama.stopping import seconds_of
+
 Trained = Literal["all", "embeds", "new_rows"]
 LrSchedule = Literal["cosine", "wsd", "linear", "constant"]
 AnomalyPolicy = Literal["skip", "stop", "ignore"]
@@ -30,6 +32,9 @@ class TrainConfig:
 
     The same command line starts a run and, after a kill, goes on from the newest checkpoint in --save_dir.
     A single argument that names a .yaml or .json file holds the same names as these flags.
+    SIGTERM, SIGUSR1, Ctrl-C and --time_limit end the step in progress, save and leave; a second signal leaves at once.
+    Exit codes: 0 finished; 75 stopped as asked and saved, the same command goes on; 2 your input is at fault, in one
+    line; 130 interrupted before there was anything to save, or twice; 1 anything else.
     """
 
     pretrained: Path
@@ -40,13 +45,18 @@ class TrainConfig:
     plugin: Plugin = "gemini"
     """How Booster shares the work: zero2 for up to ~13B, gemini when memory is short, 3d for tp/pp/sp."""
     load_checkpoint: Path | None = None
-    """A checkpoint to go on from (weights, optimizer, position), or its `modeling` folder for the weights alone."""
+    """A checkpoint, or a run for its newest one, to go on from (weights, optimizer, position); a model or adapter
+    directory, such as a checkpoint's `modeling`, for the weights alone. --save_dir's own checkpoints come first."""
     save_dir: Path = Path("checkpoints")
     """Checkpoints, metrics.jsonl and, at the end, the finished model in `modeling/`."""
     save_interval: int = 1000
     """Steps between checkpoints. The last step is always saved."""
     keep_checkpoints: int = 0
     """Keep this many newest checkpoints and delete older ones; 0 keeps all."""
+    time_limit: str | None = None
+    """Save and leave before the process has run this long: 90s, 45m, 4h, 1h30m, 04:00:00, 1-12:00:00 (as Slurm's)."""
+    restart_data: bool = flag(default=False)
+    """If --dataset or --seed is not the checkpoint's: read it from its first row. Without this it is refused."""
     tensorboard_dir: Path | None = None
     """TensorBoard files; default: `tensorboard` inside --save_dir."""
     config_file: Path | None = None
@@ -144,6 +154,11 @@ class TrainConfig:
         return self.gradient_clipping or float("inf")
 
     @property
+    def time_limit_seconds(self) -> float | None:
+        """--time_limit in seconds. Raises ValueError, as `stopping.seconds_of` does; `checks.check` has seen it."""
+        return None if self.time_limit is None else seconds_of(self.time_limit)
+
+    @property
     def trained(self) -> Trained:
         """What learns where --stages does not say so."""
         return "embeds" if self.freeze_non_embeds_params else self.train
@@ -156,7 +171,8 @@ class TrainConfig:
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values under the flags' names: --config_file, and again an argument of train.py."""
         values = dataclasses.asdict(self)
-        del values["overwrite"]  # a permission for once: the same file used again must go on, not delete
+        for permission in ("overwrite", "restart_data"):  # for once: the same file used again must just go on
+            del values[permission]
         return {name: _plain(value) for name, value in values.items()}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from colossalai.booster import Booster
@@ -13,17 +12,21 @@ from transformers import PretrainedConfig, PreTrainedModel
 from colossal_llama import lora, mends, model, optim, plugins
 from colossal_llama.batches import BatchReader, Shape
 from colossal_llama.build import PAD_ID, Run
-from colossal_llama.checkpoint import CheckpointWriter, load_optimizer
+from colossal_llama.checkpoint import load_optimizer
+from colossal_llama.checkpoint_writer import CheckpointWriter
 from colossal_llama.cluster import together
 from colossal_llama.document_mask import DocumentMask, attach_block_mask, document_mask
 from colossal_llama.flops import StepCost, flops_per_position, trained_and_added
 from colossal_llama.guard import Guard
-from colossal_llama.head import attach_loss_head, bare_model, mask_old_rows
+from colossal_llama.head import attach_loss_head, mask_old_rows
 from colossal_llama.host import has_accelerator, peak
+from colossal_llama.loss_scale import load_loss_scale
+from colossal_llama.optimizer_state import Shapes
 from colossal_llama.progress import Progress
 from colossal_llama.stages import EMBEDDINGS_ONLY, ResolvedStage, stage_at
 from colossal_llama.start import Start
 from colossal_llama.step import Stepper, StepSettings
+from colossal_llama.weights import ModelFiles, adapter_files, merged_files, model_files
 from data_tools.bins import Bins
 
 
@@ -36,18 +39,20 @@ class Engine:
     cost: StepCost
     stepper: Stepper
     writer: CheckpointWriter
+    final_files: Callable[[], ModelFiles]
+    """The files of the finished model; with adapters merged in, it trains no more after this."""
     reader: BatchReader
     eval_readers: dict[str, BatchReader]
 
 
 @dataclass(frozen=True)
 class Boosted:
-    """What Booster made of a model, and the names of its optimizer's parameters in Booster's id order."""
+    """What Booster made of a model, and names and shapes of its optimizer's parameters in Booster's id order."""
 
     booster: Booster
     model: Any
     optimizer: Any
-    names: list[str]
+    trained: Shapes
     cost: StepCost
 
 
@@ -63,11 +68,16 @@ def board(run: Run, start: Start) -> Engine:
     boosted = _boost(run, stage, together(lambda: _load(run, start, stage)))
     if start.checkpoint is not None:
         with_moments = goes_on or stage.carries_optimizer
-        load_optimizer(start.checkpoint, boosted.booster, boosted.model, boosted.optimizer, boosted.names, with_moments)
+        booster, optimizer = boosted.booster, boosted.optimizer
+        load_optimizer(start.checkpoint, booster, boosted.model, optimizer, boosted.trained, with_moments)
+        load_loss_scale(optimizer, progress.loss_scale)
         run.seen_ids.load(start.checkpoint.path)
     stepper = _stepper(run, stage, progress, boosted)
     layout = stepper.layout
     shape = Shape(config.micro_batch_size, config.accumulation_steps, layout.dp_size, layout.dp_rank)
+
+    is_adapted = stage.train == "lora"
+    files = adapter_files(boosted.model) if is_adapted else model_files(boosted.booster, boosted.model)
 
     def reader_of(data: Bins, end_row: int) -> BatchReader:
         return BatchReader(data, shape, config.seed, run.row_length, PAD_ID, end_row, config.document_mask)
@@ -81,12 +91,13 @@ def board(run: Run, start: Start) -> Engine:
             boosted.booster,
             boosted.model,
             boosted.optimizer,
+            boosted.trained,
+            files,
             run.tokenizer,
             config.save_dir,
             config.keep_checkpoints,
-            boosted.names,
-            *_writers(config.plugin, stage, boosted),
         ),
+        final_files=lambda: merged_files(boosted.model) if is_adapted else files,
         reader=reader_of(run.bins, run.plan.end_row),
         eval_readers={name: reader_of(data, data.num_rows) for name, data in run.eval_bins.items()},
     )
@@ -105,8 +116,8 @@ def _boost(run: Run, stage: ResolvedStage, base: Any) -> Boosted:
         stage.embeds_lr,
         decay_embeddings=stage.train != "new_rows",
     )
-    names, cost = optim.parameter_names(base, optimizer), _cost(run, stage, base)
-    boosted = Boosted(*plugins.boost(plugin, base, optimizer), names, cost)
+    trained, cost = optim.trained_shapes(base, optimizer), _cost(run, stage, base)
+    boosted = Boosted(*plugins.boost(plugin, base, optimizer), trained, cost)
     if config.accumulation_steps > 1:
         mends.add_gradients_in_fp32(boosted.optimizer)
     return boosted
@@ -129,23 +140,6 @@ def _stepper(run: Run, stage: ResolvedStage, progress: Progress, boosted: Booste
         num_categories=len(run.bins.categories),
     )
     return Stepper(boosted.booster, boosted.model, boosted.optimizer, head, guard, layout, device, settings)
-
-
-def _writers(plugin: str, stage: ResolvedStage, boosted: Boosted) -> list[Callable[[Path], None]]:
-    """What writes a checkpoint's weights and the finished model's, where rank 0 holds them all; else nothing."""
-    if stage.train != "lora":
-        # transformers leaves one of two tied matrices out; Booster hands both to safetensors, which refuses them
-        return [bare_model(boosted.model).save_pretrained] * 2 if plugin in plugins.WHOLE_ON_EVERY_RANK else []
-
-    def write_adapter(directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        lora.save_adapter(bare_model(boosted.model), directory)
-
-    def write_merged(directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        lora.merge_in_place(bare_model(boosted.model)).save_pretrained(directory)  # it trains no more after this
-
-    return [write_adapter, write_merged]
 
 
 def _load(run: Run, start: Start, stage: ResolvedStage) -> PreTrainedModel:

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from colossal_llama.loss_scale import KEEPERS
+
 MEMORY = 0.98
 """Weight of the past in the running mean: it looks back about 50 steps."""
-MIXED_PRECISION = ("mixed_precision_mixin", "mix_precision_mixin", "mixed_precision")
-"""What ZeRO's, gemini's and 3d's optimizers call the keeper of their loss scale."""
 STEPS_TO_LEARN = 20
 """Steps before the mean is trusted to name a leap."""
 
@@ -93,7 +93,7 @@ class Guard:
     def _booster_norm(self) -> torch.Tensor | float:
         """Booster's gradient norm still carries fp16's loss scale (zero/low_level/low_level_optim.py:709)."""
         norm = self._optimizer.get_grad_norm()
-        mixins = (getattr(self._optimizer, name, None) for name in MIXED_PRECISION)
+        mixins = (getattr(self._optimizer, name, None) for name in KEEPERS)
         scale = next((mixin.loss_scale for mixin in mixins if mixin and hasattr(mixin, "loss_scale")), 1.0)
         return math.nan if norm is None else norm / scale
 

@@ -2,45 +2,77 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from colossal_llama.anomalies import Anomalies
 from colossal_llama.build import Logs, Run, build, open_logs
-from colossal_llama.cluster import Cluster, main_rank_logger, release, settle
+from colossal_llama.checkpoint_writer import remove_leftovers
+from colossal_llama.cluster import Cluster, main_rank_logger, on_main, release, settle
 from colossal_llama.config import TrainConfig
+from colossal_llama.control import Control
 from colossal_llama.engine import Engine, board
 from colossal_llama.forecast import announce
 from colossal_llama.held_out import evaluate
 from colossal_llama.host import has_accelerator
-from colossal_llama.metrics import Metrics
 from colossal_llama.prefetch import prefetched
 from colossal_llama.progress import Progress
-from colossal_llama.row_health import health_line, row_health, write_seen_ids
+from colossal_llama.randomness import seed_step
+from colossal_llama.saving import Saver
 from colossal_llama.start import latest_start
+from colossal_llama.step import StepResult
+from colossal_llama.stopping import Reason, StopRequests, stop_requests
+from tokenizer_tools.command import Stopped
 
 
-def train(config: TrainConfig, cluster: Cluster) -> None:
-    """Build a run of `config`, or find where it stopped, and take it to its end, stage after stage."""
+@dataclass(frozen=True)
+class Watch:
+    """What accompanies all stages of a run."""
+
+    logs: Logs
+    control: Control
+    stop: StopRequests
+
+
+def train(config: TrainConfig, cluster: Cluster, started: float) -> None:
+    """Build a run of `config`, or find where it stopped, and take it to its end, stage after stage.
+
+    started: `time.monotonic()` of when the process began, for --time_limit. Raises Stopped, on all ranks, if a signal
+    or the time limit ends the run before that.
+    """
     run, start = build(config, cluster)
     engines = [board(run, start)]
     logs = open_logs(run)
+    on_main(lambda: remove_leftovers(config.save_dir))
+    if run.progress.step < run.plan.total_steps:
+        engines[0].writer.check_space()
+    logs.metrics.row_chain = run.progress.row_chain
     announce(run, engines[0], logs.metrics)
-    while not train_stage(run, engines[0], logs):
-        release(engines)
-        engines.append(board(run, latest_start(config)))
+    try:
+        with stop_requests(config.time_limit_seconds, started) as stop:
+            watch = Watch(logs, Control(), stop)
+            while not train_stage(run, engines[0], watch):
+                release(engines)
+                engines.append(board(run, latest_start(config)))
+    except Stopped:
+        logs.metrics.close()
+        settle()
+        raise
     logs.metrics.close()
     settle()  # the groups of the plugin go with the last stage
 
 
-def train_stage(run: Run, engine: Engine, logs: Logs) -> bool:
-    """Train one stage to its end. Returns whether it was the last."""
+def train_stage(run: Run, engine: Engine, watch: Watch) -> bool:
+    """Train one stage to its end. Returns whether it was the last. Raises Stopped once all is saved if it has to."""
     config, stage, progress = run.config, engine.stage, engine.progress
-    anomalies = Anomalies(config.on_anomaly, logs.anomalies, engine.reader)
+    metrics = watch.logs.metrics
+    anomalies = Anomalies(config.on_anomaly, watch.logs.anomalies, engine.reader)
+    saver = Saver(run, engine, metrics, watch.stop)
     tokens_seen = torch.tensor(progress.num_tokens_seen, device=run.cluster.device)
-    metrics = logs.metrics
+    reason = Reason.NONE
     metrics.cost = engine.cost
     metrics.start_clock()
     with prefetched(engine.reader.steps_from(progress.num_rows_seen), pin=has_accelerator()) as steps:
@@ -50,40 +82,39 @@ def train_stage(run: Run, engine: Engine, logs: Logs) -> bool:
             lr, embeds_lr = stage.lr_at(progress.step), stage.embeds_lr_at(progress.step)
             first_row = progress.num_rows_seen
             engine.stepper.set_learning_rates(lr, embeds_lr)
+            seed_step(config.seed, progress.step, engine.stepper.layout.dp_rank)
             result = engine.stepper.train(micro_batches, first_row)
             progress = run.plan.after_step(progress)
             tokens_seen = tokens_seen + result.num_tokens
             run.seen_ids.update(torch.cat([batch.input_ids for batch in micro_batches]))
             anomalies.take(progress.step, first_row, result)
-            metrics.record(
-                {
-                    "step": progress.step,
-                    "epoch": progress.epoch,
-                    "stage": progress.stage + 1,
-                    "loss": result.loss,
-                    "lr": lr,
-                    "embeds_lr": embeds_lr,
-                    "grad_norm": result.grad_norm,
-                    "num_tokens": result.num_tokens,
-                    "num_tokens_seen": tokens_seen,
-                    "num_rows_seen": progress.num_rows_seen,
-                    "is_bad": result.is_bad,
-                    "category_nats": result.category_nats,
-                    "category_tokens": result.category_tokens,
-                }
+            metrics.record(_record(progress, result, lr, embeds_lr, tokens_seen))
+            agreed = watch.control.agree(
+                watch.stop.reason_after_step(), engine.writer.is_saved, engine.writer.has_failed
             )
+            saver.look(agreed)
+            reason = Reason(agreed.reason)
             is_last = progress.step == stage.end_step
-            evaluates = bool(run.eval_bins) and (is_last or progress.step % config.eval_interval == 0)
-            saves = is_last or progress.step % config.save_interval == 0
+            evaluates = bool(run.eval_bins) and (is_last or progress.step % config.eval_interval == 0) and not reason
+            saves = is_last or bool(reason) or progress.step % config.save_interval == 0
             if evaluates or saves or progress.step % config.log_interval == 0:
                 anomalies.read()
             if evaluates:
                 evaluate(run, engine, metrics, progress.step)
             if saves:
-                save(run, engine, metrics, replace(progress, num_tokens_seen=int(tokens_seen)))
-    if stage is not run.plan.stages[-1]:
+                saver.begin(dataclasses.replace(progress, num_tokens_seen=int(tokens_seen)))
+            if reason:
+                break
+    path = saver.close()
+    is_finished = progress.step >= run.plan.total_steps
+    if reason and not is_finished:
+        raise Stopped(
+            f"stopped by {reason.words} after step {progress.step}, saved in {path}; "
+            f"the same command goes on from there"
+        )
+    if not is_finished:
         return False
-    final = engine.writer.save_final_model()
+    final = engine.writer.save_final_model(engine.final_files())
     main_rank_logger(__name__).info(
         f"finished: {progress.step} steps{f', {anomalies.num_bad} of them bad' if anomalies.num_bad else ''}, "
         f"model in {final}"
@@ -91,23 +122,23 @@ def train_stage(run: Run, engine: Engine, logs: Logs) -> bool:
     return True
 
 
-def save(run: Run, engine: Engine, metrics: Metrics, progress: Progress) -> None:
-    """A complete checkpoint at this position, and how the new rows fare in it."""
-    metrics.flush()
-    start = time.perf_counter()
-    seen = run.seen_ids.merged(run.cluster.device)
-    loss = engine.stepper.guard.running_loss()
-    progress = replace(
-        progress,
-        tokens_by_category=metrics.tokens_by_category,
-        loss_weighted_sum=loss.weighted_sum,
-        loss_weight=loss.weight,
-    )
-    path = engine.writer.save(
-        progress, run.plan.schedule_after(progress.step), lambda aside: write_seen_ids(aside, seen)
-    )
-    if run.cluster.is_main:
-        health = row_health(run.config.pretrained, path / "modeling", seen)
-        if health is not None:
-            metrics.record_row_health(progress.step, health, health_line(health))
-    metrics.leave_out_time_since(start)
+def _record(
+    progress: Progress, result: StepResult, lr: float, embeds_lr: float, tokens_seen: torch.Tensor
+) -> dict[str, Any]:
+    """A step's line of metrics.jsonl, its figures still on the device."""
+    return {
+        "step": progress.step,
+        "epoch": progress.epoch,
+        "stage": progress.stage + 1,
+        "loss": result.loss,
+        "lr": lr,
+        "embeds_lr": embeds_lr,
+        "grad_norm": result.grad_norm,
+        "num_tokens": result.num_tokens,
+        "num_tokens_seen": tokens_seen,
+        "num_rows_seen": progress.num_rows_seen,
+        "row_ids": result.row_ids,
+        "is_bad": result.is_bad,
+        "category_nats": result.category_nats,
+        "category_tokens": result.category_tokens,
+    }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from tokenizer_tools.command import UserError
@@ -134,11 +134,8 @@ def adapter_dtype(directory: Path) -> torch.dtype:
     return next(iter(_read(directory).values())).dtype
 
 
-def save_adapter(model: PeftModel, directory: Path) -> None:
-    """Write the adapter into an existing directory. For a rank that holds the whole model, as all do without tp/pp."""
-    # safetensors takes no memory twice, and of tied embeddings both are written: readers know nothing of the tie
-    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in _tensors(model).items()}
-    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+def write_adapter_config(model: PeftModel, directory: Path) -> None:
+    """Write adapter_config.json into an existing directory."""
     config = copy.copy(model.peft_config[ADAPTER])
     config.inference_mode = True  # for those who load it; training sets its own
     config.target_modules = sorted(config.target_modules)  # peft makes a set of it, in another order every time
@@ -150,7 +147,7 @@ def load_adapter(model: PeftModel, directory: Path) -> None:
     """Fill the adapter of `model`, wrapped with the same settings. Raises UserError if it is not the same adapter."""
     from peft import set_peft_model_state_dict
 
-    saved, own = _read(directory), _tensors(model)
+    saved, own = _read(directory), adapter_tensors(model)
     differing = sorted(name for name in own.keys() | saved.keys() if _shape(own.get(name)) != _shape(saved.get(name)))
     if differing:
         name = differing[0]
@@ -161,8 +158,11 @@ def load_adapter(model: PeftModel, directory: Path) -> None:
     set_peft_model_state_dict(model, saved)
 
 
-def _tensors(model: PeftModel) -> Tensors:
-    """The adapters and the modules to save under peft's names on disk."""
+def adapter_tensors(model: PeftModel) -> Tensors:
+    """The adapters and the modules to save under peft's names on disk, as they lie in the model's memory.
+
+    For a rank that holds the whole model, as all do without tp and pp.
+    """
     from peft import get_peft_model_state_dict
 
     state = model.state_dict()

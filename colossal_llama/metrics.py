@@ -20,9 +20,11 @@ from colossal_llama.cluster import Cluster, main_rank_logger
 from colossal_llama.flops import StepCost
 from colossal_llama.host import memory_bytes
 from colossal_llama.journal import Journal
+from colossal_llama.row_chain import FIRST_LINK, extended
 from colossal_llama.trackers import TensorBoard, Tracker
 
 CATEGORY_SUMS = ("category_nats", "category_tokens")
+ROW_IDS = "row_ids"
 INTERVALS_REMEMBERED = 20
 LOGGED_CATEGORIES = 6
 MINUTE, HOUR, DAY = 60, 3600, 86400
@@ -57,6 +59,8 @@ class Metrics:
         self._log = main_rank_logger(__name__)
         self.tokens_by_category: dict[str, int] = dict(tokens_by_category or {})
         """Loss-bearing tokens of each category trained on, as of the last flush; on rank 0."""
+        self.row_chain = FIRST_LINK
+        """Of the rows read up to the last flush; on rank 0. Set it to that of a run that goes on."""
         self._pending: list[dict[str, Any]] = []
         self._seconds_a_step: deque[float] = deque(maxlen=INTERVALS_REMEMBERED)
         self._interval_start = time.perf_counter()
@@ -70,7 +74,7 @@ class Metrics:
         """Take the values of one step; they may be tensors. Written when the log interval is full.
 
         `category_nats` (summed loss) and `category_tokens` (loss-bearing tokens), both [categories], are added up over
-        the interval; all other values are single numbers.
+        the interval; the chain over `row_ids` [rows] is written for every step; other values are single numbers.
         """
         if not self._active:
             return
@@ -90,7 +94,9 @@ class Metrics:
         self._interval_start = now
         self._seconds_a_step.append(seconds / len(rows))
         shared = self._speed(sum(row["num_tokens"] for row in rows), seconds, len(rows))
-        for row in rows:
+        for row, values in zip(rows, pending, strict=True):
+            if ROW_IDS in values:
+                self.row_chain = row["row_chain"] = extended(self.row_chain, map(int, values[ROW_IDS].tolist()))
             row.update(shared)
         if categories:
             rows[-1]["categories"] = categories
@@ -218,7 +224,7 @@ def _numbers(values: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value.item() if isinstance(value, torch.Tensor) else value
         for name, value in values.items()
-        if name not in CATEGORY_SUMS
+        if name not in (*CATEGORY_SUMS, ROW_IDS)
     }
 
 
@@ -228,6 +234,6 @@ def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     for name, value in row.items():
         if isinstance(value, Mapping):
             pairs |= _flat(value, f"{prefix}{name}/")
-        elif name != "step":
+        elif name != "step" and not isinstance(value, str):
             pairs[prefix + name] = value
     return pairs

@@ -61,11 +61,12 @@ def make_optimizer(
     return optimizer
 
 
-def parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Names of the optimizer's parameters, group after group: name i belongs to id i in Booster's optimizer files.
+def trained_shapes(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the optimizer's parameters, group after group: entry i belongs to Booster's id i.
 
     Take them before Booster does: it replaces the optimizer's parameters by slices, and under a pipeline drops those
-    of other stages, while its files count over the whole model.
+    of other stages, while its ids count over the whole model.
     """
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    return {name_of[id(parameter)]: tuple(parameter.shape) for parameter in parameters}

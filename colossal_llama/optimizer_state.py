@@ -1,40 +1,79 @@
 """What a boosted optimizer holds, by parameter name: AdamW's state, and the fp32 weights behind 16-bit ones.
 
-In: a boosted model and optimizer, and `names`: the names of the parameters that the optimizer trains, in Booster's id
-order (parameter group after group, over the whole model, whatever part of it this rank holds).
-Out: Booster's optimizer files with the fp32 weights in them, which Booster alone leaves out; and such files back in an
-optimizer, name by name: of any plugin, any number of ranks, and of a stage that trained other parameters.
+In: a boosted optimizer and `trained`, the names and full shapes of the parameters that it trains, in Booster's id order
+(parameter group after group, over the whole model, whatever part of it this rank holds).
+Out: which `Part` of which parameter this rank holds, copies of them in host memory for a checkpoint; and a checkpoint's
+parts back in an optimizer, name by name: of any plugin, any number of ranks, and of a stage that trained other
+parameters. A rank that holds the very part that was saved reads just that one.
 
-Booster's own load_optimizer is not used: it refuses another set of parameters, and replaces the groups' options.
+Booster's own save_optimizer and load_optimizer are not used: they gather every state on rank 0, leave out the fp32
+weights, refuse another set of parameters, and replace the groups' options.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from tokenizer_tools.command import UserError
 from tokenizer_tools.outputs import read_json
 
-PARAM_NAMES = "param_names.json"
-INDEX = "pytorch_optim.bin.index.json"  # Booster's index of an optimizer directory: parameter id -> file
-MASTER = "master"
+PARTS_FILE = "parts.json"
+STEP, MASTER = "step", "master"
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
-State = dict[str, Any]
-"""Of one parameter: AdamW's `step`, `exp_avg` and `exp_avg_sq`, none before the first step, and `master`, the fp32
-weights, if the plugin keeps them beside 16-bit ones. On disk the tensors have the parameter's full shape."""
+Shapes = Mapping[str, tuple[int, ...]]
+State = dict[str, torch.Tensor]
+"""Of one part: `exp_avg` and `exp_avg_sq`, flat fp32, `step`, int64 [], none of them before the first step; and
+`master`, the fp32 weights, if the plugin keeps them beside 16-bit ones."""
 
 
-def saved_names(optimizer_dir: Path) -> list[str]:
-    """The names under which a checkpoint's optimizer directory keeps its states, in the order of their ids."""
-    names: list[str] = read_json(optimizer_dir / PARAM_NAMES, "the names of a checkpoint's trained parameters")["names"]
-    return names
+@dataclass(frozen=True)
+class Part:
+    """What one rank holds of a parameter: the slice of `length` at `start` of dimension `dim`, which is the whole
+    parameter but under tensor parallelism, and of that slice, flat, what lies from `begin` to `end`."""
+
+    name: str
+    dim: int
+    start: int
+    length: int
+    begin: int
+    end: int
+
+
+def own_parts(booster: Any, optimizer: Any, trained: Shapes) -> dict[int, Part]:
+    """Booster's id -> the part of that parameter that this rank steps, where it holds any of it."""
+    names = list(trained)
+    parts = {
+        i: _part(booster, optimizer, i, tensor, names[i], trained[names[i]])
+        for i, tensor in sorted(trained_tensors(optimizer).items())
+    }
+    return {i: part for i, part in parts.items() if part.end > part.begin}
+
+
+def _part(booster: Any, optimizer: Any, i: int, tensor: torch.Tensor, name: str, shape: tuple[int, ...]) -> Part:
+    if _is_gemini(optimizer):
+        _, begin, size = map(int, optimizer.get_offsets(i))
+        return Part(name, 0, 0, shape[0], begin, begin + size)
+    dim, start, length, rank = 0, 0, shape[0], dist.get_rank()
+    if _is_3d(optimizer):
+        files = booster.checkpoint_io  # it knows this rank's place in the groups over which tp and ZeRO cut
+        own_shape = _working(optimizer, tensor).shape
+        dim = next((d for d, size in enumerate(shape) if own_shape[d] != size), 0)
+        length, rank = own_shape[dim], files.dp_rank
+        start = files.tp_rank * length if length != shape[dim] else 0
+    numel = math.prod(shape) // shape[dim] * length
+    size = tensor.numel()  # ZeRO's shards are equal, the last ones filled up with zeros
+    begin = rank * size if size != numel else 0
+    return Part(name, dim, start, length, min(begin, numel), min(begin + size, numel))
 
 
 def trained_tensors(optimizer: Any) -> dict[int, torch.Tensor]:
@@ -67,12 +106,12 @@ def _working(optimizer: Any, tensor: torch.Tensor) -> torch.Tensor:
     return working
 
 
-def master_weights(model: nn.Module, optimizer: Any, names: list[str]) -> dict[str, torch.Tensor]:
-    """Name -> this rank's fp32 weights; empty where the plugin trains the model's own fp32 weights."""
+def master_weights(model: nn.Module, optimizer: Any) -> dict[int, torch.Tensor]:
+    """Booster's id -> this rank's fp32 weights; empty where the plugin trains the model's own fp32 weights."""
     if _is_gemini(optimizer):
-        return {names[i]: _chunk_part(optimizer, stand_in) for i, stand_in in optimizer.id_to_fake_params.items()}
+        return {i: _chunk_part(optimizer, stand_in) for i, stand_in in optimizer.id_to_fake_params.items()}
     own_weights = {id(parameter) for parameter in model.parameters()}
-    return {names[i]: t for i, t in sorted(trained_tensors(optimizer).items()) if id(t) not in own_weights}
+    return {i: tensor for i, tensor in trained_tensors(optimizer).items() if id(tensor) not in own_weights}
 
 
 def _chunk_part(optimizer: Any, stand_in: torch.Tensor) -> torch.Tensor:
@@ -82,97 +121,133 @@ def _chunk_part(optimizer: Any, stand_in: torch.Tensor) -> torch.Tensor:
     return part
 
 
-@contextmanager
-def masters_among_states(model: nn.Module, optimizer: Any, names: list[str]) -> Iterator[None]:
-    """While this is open, Booster's save_optimizer gathers and writes the fp32 weights as it does the moments."""
-    states, masters = optimizer.optim.state, master_weights(model, optimizer, names)
-    tensors = [(tensor, names[i]) for i, tensor in trained_tensors(optimizer).items() if names[i] in masters]
-    for tensor, name in tensors:
-        states[tensor][MASTER] = masters[name].detach()
-    try:
-        yield
-    finally:
-        for tensor, _ in tensors:
-            del states[tensor][MASTER]
+def snapshot(model: nn.Module, optimizer: Any, parts: Mapping[int, Part]) -> State:
+    """Copies in host memory of the states of `parts`, under `NAME.KIND`: what one rank puts into a checkpoint."""
+    tensors, masters = trained_tensors(optimizer), master_weights(model, optimizer)
+    copies: State = {}
+    for i, part in parts.items():
+        state = optimizer.optim.state.get(tensors[i], {})
+        if state:
+            copies[f"{part.name}.{STEP}"] = torch.tensor(int(state[STEP]))
+        found = {kind: state[kind] for kind in MOMENTS if kind in state}
+        if i in masters:
+            found[MASTER] = masters[i]
+        for kind, value in found.items():
+            flat = value.detach().flatten()[: part.end - part.begin]
+            copies[f"{part.name}.{kind}"] = flat.to("cpu", torch.float32, copy=True)
+    return copies
+
+
+def snapshot_bytes(model: nn.Module, optimizer: Any, parts: Mapping[int, Part]) -> int:
+    """Size of `snapshot` after the first step."""
+    masters, bytes_of_fp32 = master_weights(model, optimizer), 4
+    kinds = {i: len(MOMENTS) + (i in masters) for i in parts}
+    return sum(kinds[i] * (part.end - part.begin) * bytes_of_fp32 for i, part in parts.items())
+
+
+class SavedStates:
+    """The optimizer's states in a checkpoint. Raises UserError for files that cannot be read."""
+
+    def __init__(self, optimizer_dir: Path) -> None:
+        self._directory = optimizer_dir
+        table = read_json(optimizer_dir / PARTS_FILE, "the parts of a checkpoint's optimizer")
+        self.shapes = {name: tuple(shape) for name, shape in table["shapes"].items()}
+        self._parts: dict[str, list[tuple[str, Part]]] = {name: [] for name in self.shapes}
+        for file, *fields in table["parts"]:
+            part = Part(*fields)
+            self._parts[part.name].append((file, part))
+        self._open_files: dict[str, Any] = {}
+
+    def step(self, name: str) -> int | None:
+        """Steps that a parameter has done; None before the first."""
+        file, _ = self._parts[name][0]
+        found = self._read(file, f"{name}.{STEP}")
+        return None if found is None else int(found)
+
+    def read(self, wanted: Part) -> State:
+        """What was saved of a part, flat, without its step: read as it is, or put together from the parts of another
+        layout."""
+        saved = self._parts[wanted.name]
+        kinds = (*MOMENTS, MASTER)
+        same = next((file for file, part in saved if part == wanted), None)
+        if same is not None:
+            found = {kind: self._read(same, f"{wanted.name}.{kind}") for kind in kinds}
+        else:
+            found = {kind: self._cut(wanted, kind) for kind in kinds}
+        return {kind: value for kind, value in found.items() if value is not None}
+
+    def _cut(self, wanted: Part, kind: str) -> torch.Tensor | None:
+        shape = self.shapes[wanted.name]
+        whole, num_found = torch.empty(shape), 0
+        slices: dict[tuple[int, int, int], list[tuple[Part, torch.Tensor]]] = {}
+        for file, part in self._parts[wanted.name]:
+            value = self._read(file, f"{wanted.name}.{kind}")
+            if value is None:
+                return None
+            slices.setdefault((part.dim, part.start, part.length), []).append((part, value))
+        for (dim, start, length), found in slices.items():
+            target = whole.narrow(dim, start, length)
+            flat = torch.empty(target.numel())
+            for part, value in found:
+                flat[part.begin : part.end] = value
+                num_found += len(value)
+            target.copy_(flat.view_as(target))
+        if num_found != whole.numel():
+            raise UserError(f"{self._directory}: holds {num_found} of {whole.numel()} values of {wanted.name}; damaged")
+        return whole.narrow(wanted.dim, wanted.start, wanted.length).flatten()[wanted.begin : wanted.end]
+
+    def _read(self, file: str, key: str) -> torch.Tensor | None:
+        try:
+            if file not in self._open_files:
+                self._open_files[file] = safe_open(self._directory / file, "pt")
+            opened = self._open_files[file]
+            return opened.get_tensor(key) if key in opened.keys() else None  # noqa: SIM118  (it is no mapping)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{self._directory / file}: not a readable optimizer file ({error}); damaged") from error
 
 
 def load_states(
-    optimizer_dir: Path, booster: Any, model: nn.Module, optimizer: Any, names: list[str], with_moments: bool
+    optimizer_dir: Path, booster: Any, model: nn.Module, optimizer: Any, trained: Shapes, with_moments: bool
 ) -> int:
     """fp32 weights, and if `with_moments` AdamW's state, of every parameter that trained before; the others begin.
 
-    The boosted model must hold the checkpoint's weights. Returns how many of `names` have trained before.
-    Raises UserError for a file that cannot be read.
+    The boosted model must hold the checkpoint's weights. Returns how many parameters have trained before.
+    Raises UserError for a file that cannot be read, and for a parameter of another shape.
     """
-    before = {name: i for i, name in enumerate(saved_names(optimizer_dir))}
-    id_now = {before[name]: i for i, name in enumerate(names) if name in before}
-    own, masters = trained_tensors(optimizer), master_weights(model, optimizer, names)
-    steps: dict[int, int] = {}
-    for id_before, state in _saved_states(optimizer_dir):
-        i = id_now.get(id_before)
-        if i is None:
+    saved = SavedStates(optimizer_dir)
+    tensors, masters = trained_tensors(optimizer), master_weights(model, optimizer)
+    goes_on = {i: name for i, name in enumerate(trained) if name in saved.shapes}
+    for i, part in own_parts(booster, optimizer, trained).items():
+        if i not in goes_on:
             continue
-        steps[i] = int(state.get("step", 0))
-        if i in own:
-            part = _own_part(booster, optimizer, i, own[i], state)
-            if MASTER in part:
-                masters.get(names[i], own[i]).data.copy_(part.pop(MASTER))
-            if with_moments:
-                optimizer.optim.state[own[i]] = part
-    if with_moments and _is_gemini(optimizer):
-        _one_step_a_group(optimizer, steps)
-    return len(id_now)
-
-
-def _saved_states(optimizer_dir: Path) -> Iterator[tuple[int, State]]:
-    """(id, state) of every parameter. Files are mapped: of a large one only the parts that are used are read."""
-    index = read_json(optimizer_dir / INDEX, "Booster's index of an optimizer")
-    for name in sorted(set(index["weight_map"].values())):
-        try:
-            states = torch.load(optimizer_dir / name, map_location="cpu", mmap=True, weights_only=True)
-        except Exception as error:  # torch raises whatever it meets in a broken file
+        if saved.shapes[part.name] != trained[part.name]:
             raise UserError(
-                f"{optimizer_dir / name}: not a readable optimizer file; the checkpoint is damaged"
-            ) from error
-        for i, state in states.items():
-            if state:  # gemini lists a parameter that has none yet
-                yield int(i), state
+                f"{optimizer_dir}: {part.name} is {list(saved.shapes[part.name])} there, "
+                f"{list(trained[part.name])} in this model; keep the model that the run began with"
+            )
+        weights = masters.get(i, tensors[i])
+        state = {kind: _filled(value, weights) for kind, value in saved.read(part).items()}
+        if MASTER in state:
+            weights.data.copy_(state[MASTER])
+        step = saved.step(part.name)
+        if with_moments and step is not None:
+            moments = {kind: state[kind] for kind in MOMENTS}
+            optimizer.optim.state[tensors[i]] = {STEP: _step(optimizer, tensors[i], step), **moments}
+    if with_moments and _is_gemini(optimizer):
+        _one_step_a_group(optimizer, {i: saved.step(name) or 0 for i, name in goes_on.items()})
+    return len(goes_on)
 
 
-def _own_part(booster: Any, optimizer: Any, i: int, tensor: torch.Tensor, state: State) -> State:
-    """This rank's part of a parameter's state, as the inner optimizer wants it beside `tensor`."""
-    full = {name: value for name, value in state.items() if name != "step"}
-    if _is_gemini(optimizer):
-        _, begin, size = optimizer.get_offsets(i)
-        part = {
-            name: value.flatten()[begin : begin + size].to(tensor.device, copy=True) for name, value in full.items()
-        }
-    elif _is_3d(optimizer):
-        working = _working(optimizer, tensor)
-        part = booster.checkpoint_io.shard_from_complete_optimizer_state(
-            full,
-            current_shape=working.shape,
-            original_shape=optimizer.param_info["param2shape"][id(working)],
-            device=tensor.device,
-            dtype=tensor.dtype,
-            inplace=False,
-        )
-    else:
-        part = {
-            name: (value if value.shape == tensor.shape else _flat_shard(value)).to(tensor.device, copy=True)
-            for name, value in full.items()
-        }
-    if "step" not in state:
-        return part
-    step = float(state["step"])  # HybridAdam counts in int; torch's fused AdamW wants fp32 beside the parameter
-    return {"step": int(step) if _is_gemini(optimizer) else torch.tensor(step, device=tensor.device), **part}
+def _filled(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A part's values as the weights that are stepped: in their shape, on their device, filled up with zeros as ZeRO
+    does."""
+    filled = nn.functional.pad(value, (0, like.numel() - value.numel()))
+    return filled.view(like.shape).to(like.device, torch.float32, copy=True)
 
 
-def _flat_shard(value: torch.Tensor) -> torch.Tensor:
-    """This rank's part of `value` as ZeRO cuts it: flat, filled up with zeros to equal parts."""
-    flat, world_size = value.flatten(), dist.get_world_size()
-    filled = nn.functional.pad(flat, (0, -flat.numel() % world_size))
-    return filled.chunk(world_size)[dist.get_rank()]
+def _step(optimizer: Any, tensor: torch.Tensor, step: int) -> Any:
+    """HybridAdam counts in int; torch's fused AdamW wants fp32 beside the parameter."""
+    return step if _is_gemini(optimizer) else torch.tensor(float(step), device=tensor.device)
 
 
 def _one_step_a_group(optimizer: Any, steps: dict[int, int]) -> None:
@@ -190,3 +265,34 @@ def _one_step_a_group(optimizer: Any, steps: dict[int, int]) -> None:
             backups.append({**backup, "params": ids})
     optimizer.optim.param_groups = groups
     optimizer.param_groups_backup = backups
+
+
+def share_out(parts: list[dict[int, Part]]) -> list[dict[int, Part]]:
+    """Which rank saves which part, where several hold the same: each the one with the least to write so far.
+
+    parts: `own_parts` of every rank. Pure; the same answer on every rank.
+    """
+    holders: dict[Part, list[int]] = {}
+    for rank, own in enumerate(parts):
+        for part in own.values():
+            holders.setdefault(part, []).append(rank)
+    id_of = {part.name: i for own in parts for i, part in own.items()}
+    load = [0] * len(parts)
+    shares: list[dict[int, Part]] = [{} for _ in parts]
+    for part, ranks in holders.items():
+        rank = min(ranks, key=lambda r: load[r])
+        load[rank] += part.end - part.begin
+        shares[rank][id_of[part.name]] = part
+    return shares
+
+
+def parts_table(shares: list[dict[int, Part]], trained: Shapes) -> dict[str, Any]:
+    """The content of PARTS_FILE for `shares` as `share_out` gives them."""
+    rows = [[rank_file(rank), *vars(part).values()] for rank, own in enumerate(shares) for part in own.values()]
+    names = {part.name for own in shares for part in own.values()}
+    return {"shapes": {name: list(shape) for name, shape in trained.items() if name in names}, "parts": rows}
+
+
+def rank_file(rank: int) -> str:
+    """Where a rank's parts lie inside the optimizer's directory."""
+    return f"rank-{rank:05d}.safetensors"

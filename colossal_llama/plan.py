@@ -37,6 +37,11 @@ class Plan:
             trained=stage.train,
         )
 
+    def check_goes_on(self, before: Progress) -> None:
+        """Raise UserError unless the step after `before`, a checkpoint's position, goes on in its stage."""
+        stage = stage_at(self.stages, before.step)
+        before.check_stage(self.stages.index(stage), stage.train, begins=before.step == stage.first_step)
+
     def schedule_after(self, step: int) -> dict[str, Any]:
         """Where the learning rate stands after `step` steps, as a checkpoint says it."""
         stage = stage_at(self.stages, step)
@@ -54,12 +59,14 @@ class Plan:
 
 
 def make_plan(config: TrainConfig, progress: Progress, num_rows: int, rows_per_step: int) -> Plan:
-    """Every row --num_epochs times: the last step is filled up with blank rows.
+    """Every row --num_epochs times, from `progress` on: the last step is filled up with blank rows.
 
+    A position behind the end of --num_epochs or --max_steps is the end: `total_steps` is never below `progress.step`.
     Raises UserError if the stages do not fit into the steps that there are.
     """
     end_row = num_rows * config.num_epochs
-    total_steps = progress.step + math.ceil((end_row - progress.num_rows_seen) / rows_per_step)
+    num_left = math.ceil(max(0, end_row - progress.num_rows_seen) / rows_per_step)
     if config.max_steps is not None:
-        total_steps = min(total_steps, config.max_steps)
+        num_left = min(num_left, max(0, config.max_steps - progress.step))
+    total_steps = progress.step + num_left
     return Plan(num_rows, end_row, rows_per_step, total_steps, resolve(stages_of(config), total_steps))

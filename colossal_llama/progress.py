@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from colossal_llama.guard import RunningLoss
+from colossal_llama.row_chain import FIRST_LINK
 from tokenizer_tools.command import UserError
+
+START_ANEW = (
+    "or pass the checkpoint's `modeling` folder to --load_checkpoint with a new --save_dir to start anew from its "
+    "weights"
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,10 @@ class Progress:
     loss_weighted_sum: float = 0.0
     """With `loss_weight` the running mean of the loss, by which the guard knows a leap."""
     loss_weight: float = 0.0
+    row_chain: str = FIRST_LINK
+    """`row_chain.extended` over the rows that the ranks have read so far."""
+    loss_scale: dict[str, float] = field(default_factory=dict)
+    """fp16's, as `loss_scale.loss_scale_state` gives it."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, for running_states.json."""
@@ -48,21 +58,21 @@ class Progress:
             raise UserError(f"running_states.json: holds {sorted(values)}, expected {sorted(names)}; another version?")
         return cls(**values)
 
-    def check_continues(self, other: Progress) -> None:
-        """Raise UserError if a run planned as `other` would not go on where this one stopped."""
-        reasons = {
-            "seed": "--seed",
-            "data_fingerprint": "--dataset",
-            "tokenizer_fingerprint": "tokenizer",
-        }
-        for name, flag in reasons.items():
-            before, now = getattr(self, name), getattr(other, name)
-            if before != now:
-                raise UserError(
-                    f"the checkpoint was made with another {flag} ({name} {str(before)[:16]}, now {str(now)[:16]}); "
-                    f"keep the same {flag} to go on, or pass the checkpoint's `modeling` folder to --load_checkpoint "
-                    f"with a new --save_dir to start anew from its weights"
-                )
+    def going_on(self, now: Progress, restarts_data: bool) -> Progress:
+        """This position, in a run whose seed, data and tokenizer are those of `now`.
+
+        Other data or another seed begin with their first row if `restarts_data` allows it; what is trained and counted
+        so far stays. Raises UserError if it does not, and for another tokenizer.
+        """
+        if now.tokenizer_fingerprint != self.tokenizer_fingerprint:
+            raise UserError(_another("tokenizer", "tokenizer_fingerprint", self, now, START_ANEW))
+        for name, flag in (("data_fingerprint", "--dataset"), ("seed", "--seed")):
+            if getattr(self, name) != getattr(now, name) and not restarts_data:
+                way_out = f"add --restart_data to go on with it from its first row, {START_ANEW}"
+                raise UserError(_another(flag, name, self, now, way_out))
+        if (self.data_fingerprint, self.seed) == (now.data_fingerprint, now.seed):
+            return self
+        return replace(self, epoch=0, num_rows_seen=0, data_fingerprint=now.data_fingerprint, seed=now.seed)
 
     @property
     def running_loss(self) -> RunningLoss:
@@ -79,6 +89,10 @@ class Progress:
             raise UserError(
                 f"step {self.step} of the checkpoint was trained in stage {self.stage + 1} ({self.trained}), the next "
                 f"one would be in stage {number + 1} ({trained}); keep the same --train, --stages and --lora_rank to "
-                f"go on, or pass the checkpoint's `modeling` folder to --load_checkpoint with a new --save_dir to "
-                f"start anew from its weights"
+                f"go on, {START_ANEW}"
             )
+
+
+def _another(what: str, name: str, before: Progress, now: Progress, way_out: str) -> str:
+    old, new = (str(getattr(progress, name))[:16] for progress in (before, now))
+    return f"the checkpoint was made with another {what} ({name} {old}, now {new}); keep the same {what}, {way_out}"

@@ -47,6 +47,8 @@ class StepResult:
     """[rows of the step] summed loss."""
     row_tokens: torch.Tensor
     """[rows of the step] loss-bearing tokens."""
+    row_ids: torch.Tensor
+    """[rows of the step] `Batch.row_ids` as the ranks have read them, float64; wrong where a row was read twice."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Stepper:
         plugin = booster.plugin
         self._is_ddp = isinstance(plugin, TorchDDPPlugin)
         is_3d = isinstance(plugin, HybridParallelPlugin)
-        self._is_pipeline = is_3d and plugin.pp_size > 1
+        self.is_pipeline = is_3d and plugin.pp_size > 1
         # One reduction a step where the plugin allows it; ZeRO 2 and gemini must reduce after every backward pass.
         self._can_delay_reduction = self._is_ddp or (is_3d and plugin.zero_stage < 2)
 
@@ -98,7 +100,7 @@ class Stepper:
         batches = [batch.to(self._device) for batch in micro_batches]
         num_tokens = self._count_tokens(batches)
         scale = self.layout.num_averaged / num_tokens.clamp(min=1)
-        passes = self._pipeline(batches, scale) if self._is_pipeline else self._plain(batches, scale)
+        passes = self._pipeline(batches, scale) if self.is_pipeline else self._plain(batches, scale)
         by_category, by_row = self._training_sums(batches, first_row, passes)
         loss = (by_category[0].sum() / num_tokens.clamp(min=1)).float()
         norm = None
@@ -117,12 +119,7 @@ class Stepper:
         Take as many micro-batches of the same size as in training: a pipeline keeps the shapes it has seen.
         """
         batches = [batch.to(self._device) for batch in micro_batches]
-        self.model.eval()
-        if self._is_pipeline:
-            passes = self._pipeline(batches, torch.ones((), device=self._device))
-        else:
-            passes = [self._pass(batch)[1] for batch in batches]
-        self.model.train()
+        passes = self.score(batches)
         rows = joined(batches)
         sums = torch.zeros(num_categories, len(SUMS), dtype=torch.float64, device=self._device)
         if self.layout.owns_loss:
@@ -134,6 +131,21 @@ class Stepper:
             stacked = torch.stack([column.flatten().double() for column in columns], dim=1)
             sums.index_add_(0, self._targets(rows.categories).clamp(min=0).flatten(), stacked)
         return all_reduce_sum(sums)
+
+    @torch.no_grad()
+    def score(self, micro_batches: list[Batch]) -> list[TokenScores]:
+        """What each pass's predictions were worth, without touching the model; nothing where no head is.
+
+        A pipeline keeps the shapes it has seen: give it as many micro-batches of the same size as in training.
+        """
+        batches = [batch.to(self._device) for batch in micro_batches]
+        self.model.eval()
+        if self.is_pipeline:
+            passes = self._pipeline(batches, torch.ones((), device=self._device))
+        else:
+            passes = [self._pass(batch)[1] for batch in batches]
+        self.model.train()
+        return passes
 
     def _targets(self, values: torch.Tensor) -> torch.Tensor:
         """What belongs to the token that each position predicts, in this rank's slice of the sequence."""
@@ -147,21 +159,23 @@ class Stepper:
     def _training_sums(
         self, batches: list[Batch], first_row: int, passes: list[TokenScores]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Summed loss and number of tokens over all ranks, float64: [2, categories] and [2, rows of the step]."""
+        """Over all ranks, float64: summed loss and number of tokens [2, categories]; the same and the ids [3, rows]."""
         sizes = (self._settings.num_categories, self._settings.rows_per_step)
-        sums = torch.zeros(2, sum(sizes), dtype=torch.float64, device=self._device)
+        sums = torch.zeros(3, sum(sizes), dtype=torch.float64, device=self._device)
+        rows = joined(batches)
+        if self._row_places is None:  # the same in every step, and to copy them would be to wait for the device
+            places = [number - first_row for number in rows.row_numbers]
+            self._row_places = sizes[0] + torch.tensor(places, device=self._device)
+        if self.layout.owns_rows:
+            sums[2].index_add_(0, self._row_places, rows.row_ids.double())
         if self.layout.owns_loss:
-            rows = joined(batches)
             nats = torch.cat([scores.nats for scores in passes]).double()
             tokens = (self._targets(rows.labels) != IGNORED).double()
             category = self._targets(rows.categories).clamp(min=0).flatten()
-            if self._row_places is None:  # the same in every step, and to copy them would be to wait for the device
-                places = [number - first_row for number in rows.row_numbers]
-                self._row_places = sizes[0] + torch.tensor(places, device=self._device)
             for line, values in enumerate((nats, tokens)):
                 sums[line].index_add_(0, category, values.flatten()).index_add_(0, self._row_places, values.sum(1))
         by_category, by_row = all_reduce_sum(sums).split(sizes, dim=1)
-        return by_category, by_row
+        return by_category[:2], by_row
 
     def _pass(self, batch: Batch) -> tuple[torch.Tensor, TokenScores]:
         """(summed loss, scores) of one forward pass."""

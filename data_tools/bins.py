@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from data_tools.bin_writer import ARROW_NAME
 from data_tools.manifest import MANIFEST_NAME, BucketEntry, Manifest, read_manifest
 from data_tools.sources import Sources
 from tokenizer_tools.command import UserError
+from tokenizer_tools.lineage import Record, shortened
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +91,16 @@ class Bin:
 
 @dataclass(frozen=True, eq=False)
 class Bins:
-    """The bins of one or more prepared datasets that share a tokenizer, in the order they were named."""
+    """The bins of one or more prepared datasets that share a tokenizer, in the order they were named.
+
+    `records`: of each named dataset what its manifest says of the chosen buckets (`tokenizer_tools/lineage.py`).
+    """
 
     bins: list[Bin]
     max_length: int
     tokenizer_fingerprint: str
     categories: list[str]
+    records: list[Record]
 
     @property
     def num_rows(self) -> int:
@@ -126,7 +132,30 @@ def open_bins(paths: Sequence[Path]) -> Bins:
         indices = np.array([index_of[name] for name in manifest["category_names"]], np.int64)
         bins += [_open_bin(directory, entry, indices) for entry in entries]
     _check_bins(bins)
-    return Bins(bins, max(m["max_length"] for m in manifests), manifests[0]["tokenizer_fingerprint"], categories)
+    return Bins(
+        bins=bins,
+        max_length=max(m["max_length"] for m in manifests),
+        tokenizer_fingerprint=manifests[0]["tokenizer_fingerprint"],
+        categories=categories,
+        records=[_record(manifest, entries) for _, manifest, entries in chosen],
+    )
+
+
+def _record(manifest: Manifest, entries: list[BucketEntry]) -> Record:
+    tokens: Counter[str] = Counter()
+    for entry in entries:
+        tokens.update({name: part["tokens"] for name, part in entry["categories"].items()})
+    return shortened(
+        {
+            "version": manifest["version"],
+            "kind": "bins",
+            "tokenizer_fingerprint": manifest["tokenizer_fingerprint"],
+            "documents_sha256": manifest["documents_sha256"],
+            "tokens_by_category": dict(sorted(tokens.items())),
+            "sha256": {f"{entry['path']}/{ARROW_NAME}": entry["sha256"] for entry in entries},
+            "made_from": manifest.get("made_from", {}),
+        }
+    )
 
 
 def _open_bin(directory: Path, entry: BucketEntry, category_indices: np.ndarray) -> Bin:

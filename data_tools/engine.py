@@ -32,6 +32,7 @@ from data_tools.survey import plan_mixture, print_plan, survey_part
 from data_tools.tools import Settings, Tools, digest_of_meaning, tools_of
 from data_tools.work import Work, what_changed, work_on
 from data_tools.workers import num_cpus, run_tasks
+from tokenizer_tools.lineage import input_record, shortened
 from tokenizer_tools.outputs import whole_directory
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Engine:
         self._skipped = dict(sorted(skipped.items()))
         self._settings = Settings(config.tokenizer_dir, config.read_options, config.cleaning)
         self._tools: Tools = tools_of(self._settings)
+        self._tokenizer = shortened(input_record(config.tokenizer_dir, "tokenizer", self._tools.fingerprint))
         num_bytes = sum(part.num_bytes for part in parts)
         self._num_workers = config.num_workers or max(1, min(num_cpus(), num_bytes // BYTES_A_WORKER))
         self._mixture = config.wishes
@@ -149,7 +151,7 @@ class Engine:
             mixture=self._mixture,
         )
         manifest = build_manifest(
-            tokenizer_fingerprint=self._tools.fingerprint,
+            tokenizer=self._tokenizer,
             settings=self.meaning,
             max_length=config.max_length,
             seed=config.seed,

@@ -20,6 +20,7 @@ from data_tools.buckets import groups
 from data_tools.counts import RecordCounts, RecordLedger
 from data_tools.documents import Documents
 from tokenizer_tools.command import UserError
+from tokenizer_tools.lineage import Record
 from tokenizer_tools.outputs import read_json, write_json
 
 MANIFEST_NAME = "manifest.json"
@@ -82,11 +83,16 @@ class BucketEntry(TypedDict):
     categories: dict[str, BucketCategory]
 
 
-class Manifest(TypedDict):
+class _Lineage(TypedDict, total=False):
+    made_from: dict[str, Record]
+
+
+class Manifest(_Lineage):
     """`manifest.json`, version 1. `fill` = tokens / (rows * max_length); rows index `category_names`.
 
     `records` also counts lines whose category cannot be read, which `categories` cannot. `settings` are the flags that
     decide the bytes. `documents_sha256` is over the sorted content hashes of all documents that were kept.
+    `made_from` {"tokenizer": its record} is missing in older ones.
     """
 
     version: int
@@ -188,7 +194,7 @@ def category_entries(
 
 def build_manifest(
     *,
-    tokenizer_fingerprint: str,
+    tokenizer: Record,
     settings: dict[str, Any],
     max_length: int,
     seed: int,
@@ -199,7 +205,10 @@ def build_manifest(
     arrangement: Arrangement,
     buckets: list[BucketEntry],
 ) -> Manifest:
-    """The whole manifest: what came in beside what was written. `kept` is [documents] bool."""
+    """The whole manifest: what came in beside what was written.
+
+    `tokenizer` is its record (`tokenizer_tools/lineage.py`), `kept` is [documents] bool.
+    """
     categories = category_entries(counts, documents, arrangement, buckets)
     flows = arrangement.flows
     dropped = sum((flow.dropped for flow in flows), Counter[str]())
@@ -207,7 +216,8 @@ def build_manifest(
     num_rows = sum(bucket["rows"] for bucket in buckets)
     return {
         "version": VERSION,
-        "tokenizer_fingerprint": tokenizer_fingerprint,
+        "tokenizer_fingerprint": tokenizer["tokenizer_fingerprint"],
+        "made_from": {"tokenizer": tokenizer},
         "settings": settings,
         "documents_sha256": hashlib.sha256(np.sort(documents.hash[kept]).astype(">u8").tobytes()).hexdigest(),
         "max_length": max_length,
@@ -265,7 +275,7 @@ def read_manifest(directory: Path) -> Manifest:
     """Read `manifest.json` of a prepared dataset. Raises UserError if it is none, or of another version."""
     path = directory / MANIFEST_NAME
     manifest = read_json(path, "the manifest of prepare_pretrain_dataset")
-    if manifest.get("version") != VERSION or not manifest.keys() >= Manifest.__annotations__.keys():
+    if manifest.get("version") != VERSION or not manifest.keys() >= Manifest.__required_keys__:
         raise UserError(
             f"{path}: not a version {VERSION} manifest of prepare_pretrain_dataset (version "
             f"{manifest.get('version')!r}); prepare the dataset again with this checkout"

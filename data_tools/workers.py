@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import multiprocessing
 import os
@@ -14,11 +13,11 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from tokenizer_tools.command import UserError
+from tokenizer_tools.parent import end_with_parent
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 RAY_TIMEOUT_SECONDS = 5
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 TASKS_A_WORKER = 2  # waiting or running: none waits for its next task, and few results are held
 
 
@@ -79,11 +78,7 @@ def _begin(parent: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "prctl"):
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before the system was asked
-            os._exit(1)
+    end_with_parent(parent, signal.SIGKILL)
 
 
 def _on_ray(function: Callable[[Task], Result], tasks: Sequence[Task], address: str) -> Iterator[tuple[int, Result]]:

@@ -27,20 +27,23 @@ TORCH_ROOMS = tuple(
     f"tokenizer_tools/{room}.py"
     for room in ("init_model", "grow_model", "growth", "initialisers", "shards", "weight_files")
 )
-DATA_TOOLS_READS = ("command", "outputs", "spelling", "tokenizer", "freed_memory")
+DATA_TOOLS_READS = ("command", "outputs", "spelling", "tokenizer", "freed_memory", "parent", "lineage")
 DEVICE_ROOMS = ("colossal_llama/host.py", "colossal_llama/plugins.py")
 LAYERS = {
     "facts": (
         *("config", "checks", "schedule", "stages", "progress", "plan", "architectures", "flops"),  # plain values
+        *("changes", "stopping"),
         *("cluster", "host", "host_kernels", "mends", "upstream", "journal", "trackers"),  # the machine, the upstream
         *("batch", "document_mask", "loss", "head", "guard", "text_bytes", "lora", "optimizer_state"),  # tensors
+        *("loss_scale", "randomness", "row_chain", "background", "control"),
     ),
     "parts": (
-        *("plugins", "model", "optim", "batches", "prefetch", "step", "checkpoint", "metrics"),
+        *("plugins", "model", "optim", "batches", "prefetch", "step", "checkpoint", "weights", "metrics"),
         *("row_health", "plan_table", "eval_rows"),
     ),
     "joins": (
         *("start", "build", "engine", "forecast", "anomalies", "held_out", "loop"),
+        *("checkpoint_writer", "saving", "made_from", "lineage"),
         *("evaluate", "scoring", "gate", "export", "generate"),
     ),
 }

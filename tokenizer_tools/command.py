@@ -1,7 +1,8 @@
 """Every command of the house: a dataclass of flags comes in, an exit code goes out.
 
 A command is a function of one config dataclass. Its fields are the flags, the string below a field is its help.
-Exit codes: 0 done; 2 the user's input is at fault, said in one line; 1 a fault of ours, with the traceback; 130 Ctrl-C.
+Exit codes: 0 done; 2 the user's input is at fault, said in one line; 1 a fault of ours, with the traceback; 130 Ctrl-C;
+75 (EX_TEMPFAIL of sysexits.h) stopped as asked, with all that was done in safety: the same command goes on.
 """
 
 from __future__ import annotations
@@ -32,10 +33,15 @@ class Command(Protocol):
 PACKAGES = ("tokenizer_tools", "data_tools", "colossal_llama")
 CONFIG_FILE_SUFFIXES = (".yaml", ".yml", ".json")
 FIRST_SPEAKS_SECONDS = 20
+STOPPED_EXIT_CODE = 75
 
 
 class UserError(ValueError):
     """The user's input is at fault. The text is one line that names the value, the rule and the way out."""
+
+
+class Stopped(Exception):
+    """The work was asked to stop, and has saved what it has done. The text is one line that names where."""
 
 
 class _Parser(simple_parsing.ArgumentParser):
@@ -111,6 +117,10 @@ def command(config_class: type[Config]) -> Callable[[Callable[[Config], None]], 
                 _flush_output()
             except UserError as error:
                 return _fail(str(error), 2)
+            except Stopped as stopped:
+                if _is_first_of_its_host():
+                    print(" ".join(str(stopped).split()), file=sys.stderr, flush=True)
+                return STOPPED_EXIT_CODE
             except BrokenPipeError:  # the reader of our output left, `| head` for one
                 _drop_output()
                 return 0

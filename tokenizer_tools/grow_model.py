@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizer_tools.command import UserError
 from tokenizer_tools.growth import Figures, Rule, grow, one_thread
+from tokenizer_tools.lineage import DIGITS, MANIFEST_VERSION, Record, fingerprints_behind, input_record, shortened
 from tokenizer_tools.outputs import read_json, write_json
 from tokenizer_tools.parts import new_pieces, parts_of_pieces
 from tokenizer_tools.shards import Weights, check_space, make_plan, read_weights, write_weights
@@ -22,15 +23,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MANIFEST_VERSION = 1
 INPUT, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"  # a model with tied matrices needs no second one
 
 
-def grow_model(source: Path, new: PreTrainedTokenizerFast, target: Path, rules: Mapping[str, Rule]) -> dict[str, Any]:
+def grow_model(
+    source: Path, new: PreTrainedTokenizerFast, new_record: Record, target: Path, rules: Mapping[str, Rule]
+) -> dict[str, Any]:
     """Write the model of `source`, grown to the tokenizer `new`, into the directory `target`; returns its manifest.
 
-    `rules` say for INPUT and OUTPUT how new rows start. Raises UserError if the old tokenizer is no prefix of the new
-    one or the model does not fit the old one.
+    `new_record` says where `new` comes from, `rules` for INPUT and OUTPUT how new rows start. Raises UserError if the
+    old tokenizer is no prefix of the new one, or not the one that was expanded, or if the model does not fit it.
     """
     model_config = read_json(source / "config.json", "the config of the source model")
     old = load_tokenizer(source)
@@ -42,6 +44,9 @@ def grow_model(source: Path, new: PreTrainedTokenizerFast, target: Path, rules: 
         rules = _one_rule(rules)
     plan = make_plan(weights, dict.fromkeys((INPUT, OUTPUT), len(new)), _twins(weights) if is_tied else ())
     check_space(plan, target.parent)
+    old_mark = fingerprint(old)
+    _refuse_other_source(source, old_mark, new_record)
+    source_record = input_record(source, "model", old_mark)
     figures: dict[str, Figures] = {}
 
     def rows_of(name: str, file: WeightFile) -> Iterator[torch.Tensor]:
@@ -52,17 +57,16 @@ def grow_model(source: Path, new: PreTrainedTokenizerFast, target: Path, rules: 
 
     with one_thread(), ThreadPoolExecutor(1) as pool:  # most of the time goes into copying, where nothing is computed
         parting = pool.submit(parts_of_pieces, old, new, pieces)
-        old_mark, new_mark = pool.submit(fingerprint, old), pool.submit(fingerprint, new)
         write_weights(plan, target, rows_of, weights.index)
     write_json(target / "config.json", model_config | {"vocab_size": len(new)} | special_ids(model_config, new))
     if (source / "generation_config.json").is_file():
         generation = read_json(source / "generation_config.json", "the generation settings of the source model")
         write_json(target / "generation_config.json", generation | special_ids(generation, new))
     num_rows = weights.info(INPUT).shape[0]
-    return base_manifest(len(old), len(new), new_mark.result(), rules[INPUT].initialiser, len(pieces)) | {
+    return base_manifest(len(old), len(new), new_record, rules[INPUT].initialiser) | {
         "noise": rules[INPUT].noise,
         "seed": rules[INPUT].seed,
-        "source_tokenizer_fingerprint": old_mark.result(),
+        "source_tokenizer_fingerprint": old_mark,
         "identical_starting_rows": max(seen.identical_starting_rows for seen in figures.values()),
         "rows_of_source": num_rows,
         "matrices": {
@@ -70,7 +74,19 @@ def grow_model(source: Path, new: PreTrainedTokenizerFast, target: Path, rules: 
             for name, rule in rules.items()
             if name in figures
         },
+        "made_from": {"tokenizer": new_record, "source_model": shortened(source_record)},
     }
+
+
+def _refuse_other_source(source: Path, old_mark: str, new_record: Record) -> None:
+    """Raise UserError if the new tokenizer says that it was expanded from another one than the model's."""
+    behind = fingerprints_behind(new_record)
+    if len(behind) > 1 and old_mark not in behind:
+        expanded = new_record["source_tokenizer_fingerprint"]
+        raise UserError(
+            f"{source}: its tokenizer is {old_mark[:DIGITS]}, but the target tokenizer was expanded from "
+            f"{expanded[:DIGITS]}; expand this model's own tokenizer with init_tokenizer"
+        )
 
 
 def check_matrices(weights: Weights, model_config: Mapping[str, Any], num_old: int, is_tied: bool) -> None:
@@ -137,13 +153,13 @@ def special_ids(settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast) ->
     return ids
 
 
-def base_manifest(num_old: int, num_new: int, mark: str, initialiser: str, num_rows: int) -> dict[str, Any]:
-    """What the manifest of every model says, grown or new."""
+def base_manifest(num_old: int, num_new: int, tokenizer: Record, initialiser: str) -> dict[str, Any]:
+    """What the manifest of every model says, grown or new, of `num_new` pieces of which `num_old` had a row before."""
     return {
         "version": MANIFEST_VERSION,
         "kind": "model",
-        "tokenizer_fingerprint": mark,
+        "tokenizer_fingerprint": tokenizer["tokenizer_fingerprint"],
         "vocab_size": {"before": num_old, "after": num_new},
         "initialiser": initialiser,
-        "rows_initialised": num_rows,
+        "rows_initialised": num_new - num_old,
     }

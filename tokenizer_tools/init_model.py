@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from tokenizer_tools.command import UserError, command
 from tokenizer_tools.grow_model import INPUT, OUTPUT, base_manifest, grow_model, special_ids
 from tokenizer_tools.growth import Rule
+from tokenizer_tools.lineage import Record, describe_files, files_of, input_record
 from tokenizer_tools.outputs import read_json, refuse_existing, whole_directory, write_json
-from tokenizer_tools.shards import holds_weights, is_weights
 from tokenizer_tools.tokenizer import fingerprint, load_tokenizer
 from tokenizer_tools.tokenizer_files import (
     MANIFEST,
@@ -26,6 +26,8 @@ from tokenizer_tools.tokenizer_files import (
     SETTINGS_FILES,
     VOCABULARY_FILES,
     copy_files,
+    holds_weights,
+    is_weights,
     refuse_overlap,
 )
 
@@ -97,13 +99,14 @@ def main(config: InitModelConfig) -> None:
         if input_dir is not None:
             refuse_overlap(target_dir, input_dir)
     tokenizer = load_tokenizer(tokenizer_dir)
+    tokenizer_record = input_record(tokenizer_dir, "tokenizer", fingerprint(tokenizer))
     with whole_directory(target_dir, may_replace) as target:
         if source_dir is not None:
-            manifest = grow_model(source_dir, tokenizer, target, rules_of(config))
+            manifest = grow_model(source_dir, tokenizer, tokenizer_record, target, rules_of(config))
         else:
-            manifest = _start_model(config, tokenizer, target)
+            manifest = _start_model(config, tokenizer, tokenizer_record, target)
         _add_tokenizer(tokenizer_dir, target, joins)
-        write_json(target / MANIFEST, manifest | _tokenizer_manifest(tokenizer_dir))
+        write_json(target / MANIFEST, manifest | describe_files(target, files_of(target, "model")))
     print(report(manifest))
 
 
@@ -115,16 +118,6 @@ def _add_tokenizer(tokenizer_dir: Path, target: Path, joins: bool) -> None:
     for path in tokenizer_dir.iterdir():
         if not (target / path.name).exists() and not is_weights(path):
             (shutil.copytree if path.is_dir() else shutil.copyfile)(path, target / path.name)
-
-
-def _tokenizer_manifest(tokenizer_dir: Path) -> dict[str, Any]:
-    """{"tokenizer": what init_tokenizer wrote there}, also when a model has joined it since; else {}."""
-    if not (tokenizer_dir / MANIFEST).is_file():
-        return {}
-    manifest = read_json(tokenizer_dir / MANIFEST, "the manifest of init_tokenizer")
-    if manifest.get("kind") != "tokenizer":
-        manifest = manifest.get("tokenizer", {})
-    return {"tokenizer": manifest} if manifest else {}
 
 
 def rules_of(config: InitModelConfig) -> dict[str, Rule]:
@@ -154,7 +147,9 @@ def report(manifest: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _start_model(config: InitModelConfig, tokenizer: PreTrainedTokenizerFast, target: Path) -> dict[str, Any]:
+def _start_model(
+    config: InitModelConfig, tokenizer: PreTrainedTokenizerFast, tokenizer_record: Record, target: Path
+) -> dict[str, Any]:
     """Write a model with random weights for `config.from_config` into `target`; returns its manifest."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -172,9 +167,11 @@ def _start_model(config: InitModelConfig, tokenizer: PreTrainedTokenizerFast, ta
     except Exception as error:  # whatever a config of the wrong sizes and types leads to in a model's code
         raise UserError(f"{config.from_config}: gives no model ({error}); correct it") from error
     model.save_pretrained(target, safe_serialization=True)
-    initialiser = f"random, seed {config.seed}"
-    manifest = base_manifest(0, len(tokenizer), fingerprint(tokenizer), initialiser, len(tokenizer))
-    return manifest | {"identical_starting_rows": 0}
+    settings_record = {"kind": "config", **describe_files(config.from_config.parent, [config.from_config.name])}
+    return base_manifest(0, len(tokenizer), tokenizer_record, f"random, seed {config.seed}") | {
+        "identical_starting_rows": 0,
+        "made_from": {"tokenizer": tokenizer_record, "config": settings_record},
+    }
 
 
 if __name__ == "__main__":

@@ -15,11 +15,13 @@ from simple_parsing import field
 
 from tokenizer_tools.closure import Closure, close
 from tokenizer_tools.command import UserError, command
+from tokenizer_tools.lineage import input_record
 from tokenizer_tools.outputs import refuse_existing, whole_directory, write_json
 from tokenizer_tools.pieces import LeftOut, PieceFile, read_pieces
 from tokenizer_tools.proof_texts import Effect, close_without_changes, compare_texts
 from tokenizer_tools.readers import Readers
 from tokenizer_tools.texts import find_text_files, read_texts, split_paths
+from tokenizer_tools.tokenizer import fingerprint, load_tokenizer
 from tokenizer_tools.tokenizer_files import MANIFEST, REPORT, refuse_overlap
 from tokenizer_tools.tokenizer_report import describe_expansion, readable_report
 from tokenizer_tools.verify_tokenizer import verify_expansion
@@ -83,6 +85,7 @@ def main(config: InitTokenizerConfig) -> None:
     refuse_existing(config.target_tokenizer_dir, config.overwrite)
     proof_files = find_text_files(split_paths(config.proof_texts))
     vocabulary = open_vocabulary(config.source_tokenizer_dir)
+    source = input_record(vocabulary.directory, "tokenizer", fingerprint(load_tokenizer(vocabulary.directory)))
     found, closure = close_pieces(config, sift(read_pieces(config.expand_tokens_file), vocabulary), vocabulary)
     _refuse_left_out(found, config.strict)
     new = [*closure.pieces, *closure.intermediates]
@@ -97,7 +100,7 @@ def main(config: InitTokenizerConfig) -> None:
             effects = compare_texts(Readers(vocabulary.directory), Readers(target), read_texts(proof_files))
             if not effects:
                 raise UserError(f"--proof_texts {config.proof_texts}: holds no document, so nothing is proved")
-        manifest = describe_expansion(vocabulary, target, found, closure, reserved, num_texts, effects)
+        manifest = describe_expansion(vocabulary, source, target, found, closure, reserved, num_texts, effects)
         write_json(target / MANIFEST, manifest)
         report = readable_report(manifest, found, len(found.refused) + len(found.skipped))
         (target / REPORT).write_text(report, encoding="utf-8")

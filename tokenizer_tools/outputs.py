@@ -78,7 +78,7 @@ def replace_directory(aside: Path, target: Path, overwrite: bool) -> None:
         shutil.rmtree(old)
     else:
         aside.rename(target)  # takes the place of an empty directory; fails if another run has filled it by now
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def finish_tree(directory: Path) -> None:
@@ -90,11 +90,12 @@ def finish_tree(directory: Path) -> None:
         Path(folder).chmod(0o755)
         for name in names:
             (Path(folder) / name).chmod(0o644)
-            _sync(Path(folder) / name)
-        _sync(Path(folder))
+            sync(Path(folder) / name)
+        sync(Path(folder))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Hand what was written to a file or folder to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -108,9 +109,9 @@ def write_whole_file(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         aside.write_text(text, encoding="utf-8")
-        _sync(aside)
+        sync(aside)
         aside.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 

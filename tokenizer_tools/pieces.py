@@ -5,6 +5,7 @@ Every line is accounted for: a piece, skipped (harmless) or refused (at fault), 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import unicodedata
@@ -30,9 +31,14 @@ class LeftOut:
 
 @dataclass
 class PieceFile:
-    """What a pieces file held. `pieces` maps each usable piece to its line, in the order of the file."""
+    """What a pieces file held. `pieces` maps each usable piece to its line, in the order of the file.
+
+    `num_bytes` and `sha256` are those of the whole file, as it was read.
+    """
 
     path: Path
+    num_bytes: int = 0
+    sha256: str = ""
     num_read: int = 0
     pieces: dict[str, int] = field(default_factory=dict)
     skipped: list[LeftOut] = field(default_factory=list)
@@ -46,10 +52,11 @@ class PieceFile:
 def read_pieces(path: Path) -> PieceFile:
     """Read a jsonl file of pieces (UTF-8, a BOM is tolerated). Raises UserError if the file cannot be read."""
     try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f'{path}: {error.strerror}; name a file of {{"piece": "..."}} lines') from None
-    found = PieceFile(path)
+    found = PieceFile(path, len(content), hashlib.sha256(content).hexdigest())
+    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     for number, raw in enumerate(lines, start=1):
         if number == len(lines) and not raw:  # what stands behind the last line break is no line
             continue

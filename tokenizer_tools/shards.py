@@ -32,18 +32,7 @@ if TYPE_CHECKING:
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 SOURCES = (SINGLE_FILE, INDEX_FILE, "pytorch_model.bin", "pytorch_model.bin.index.json")  # as transformers prefers them
-WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth")
 GIGABYTE = 10**9
-
-
-def holds_weights(directory: Path) -> bool:
-    """Whether any file in `directory` is a model's weights, in whichever format."""
-    return directory.is_dir() and any(is_weights(path) for path in directory.iterdir())
-
-
-def is_weights(path: Path) -> bool:
-    """Whether a file is a model's weights or their index, by its name."""
-    return any(path.match(pattern) for pattern in WEIGHT_PATTERNS)
 
 
 @dataclass(frozen=True)

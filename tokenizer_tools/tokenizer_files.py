@@ -1,4 +1,4 @@
-"""Which files make up a tokenizer directory, and their way from one directory into another."""
+"""Which files make up a tokenizer or a model directory, and their way from one directory into another."""
 
 from __future__ import annotations
 
@@ -16,8 +16,19 @@ SETTINGS_FILES = (
     "chat_template.json",
 )
 VOCABULARY_FILES = ("tokenizer.model", "tokenizer.json")
+WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth")
 MANIFEST = "manifest.json"
 REPORT = "tokenizer_report.md"
+
+
+def holds_weights(directory: Path) -> bool:
+    """Whether any file in `directory` is a model's weights, in whichever format."""
+    return directory.is_dir() and any(is_weights(path) for path in directory.iterdir())
+
+
+def is_weights(path: Path) -> bool:
+    """Whether a file is a model's weights or their index, by its name."""
+    return any(path.match(pattern) for pattern in WEIGHT_PATTERNS)
 
 
 def copy_files(source: Path, target: Path, names: tuple[str, ...]) -> None:

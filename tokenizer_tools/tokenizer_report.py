@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizer_tools.closure import Closure
+from tokenizer_tools.lineage import MANIFEST_VERSION, Record, describe_files, files_of, shortened
 from tokenizer_tools.pieces import PieceFile, count_reasons
 from tokenizer_tools.proof_texts import Effect
 from tokenizer_tools.spelling import BLANK
@@ -14,11 +15,10 @@ from tokenizer_tools.tokenizer import fingerprint, load_tokenizer
 from tokenizer_tools.tokenizer_files import REPORT
 from tokenizer_tools.vocabulary import Vocabulary
 
-MANIFEST_VERSION = 1
-
 
 def describe_expansion(
     old: Vocabulary,
+    source: Record,
     target: Path,
     found: PieceFile,
     closure: Closure,
@@ -26,14 +26,14 @@ def describe_expansion(
     num_texts: int,
     effects: Mapping[str, Effect],
 ) -> dict[str, Any]:
-    """The manifest of a written and proved tokenizer."""
+    """The manifest of a written and proved tokenizer. `source`: the record of the one that was expanded."""
     tokenizer = load_tokenizer(target)
     ids = tokenizer.get_vocab()
     readable = [readable_piece(old, string) for string in sorted(ids, key=ids.__getitem__)] if effects else []
     return {
         "version": MANIFEST_VERSION,
         "kind": "tokenizer",
-        "source_tokenizer_fingerprint": fingerprint(load_tokenizer(old.directory)),
+        "source_tokenizer_fingerprint": source["tokenizer_fingerprint"],
         "tokenizer_fingerprint": fingerprint(tokenizer),
         "vocab_size": {"before": len(old.ids), "after": len(ids)},
         "pieces": {
@@ -48,7 +48,14 @@ def describe_expansion(
         "old_text_changes": 0,
         "texts_compared": num_texts,
         "proof_texts": {category: effect.figures(readable) for category, effect in sorted(effects.items())},
+        **describe_files(target, files_of(target, "tokenizer")),
+        "made_from": {"pieces": _pieces_record(found), "source_tokenizer": shortened(source)},
     }
+
+
+def _pieces_record(found: PieceFile) -> Record:
+    name = found.path.name
+    return {"kind": "pieces", "sizes_bytes": {name: found.num_bytes}, "sha256": {name: found.sha256}}
 
 
 def readable_piece(vocabulary: Vocabulary, string: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.colossal_llama.killing import Launcher
 from tests.colossal_llama.runs import ROW_LENGTH
 
 
@@ -39,3 +40,11 @@ def zero2_run(
     save_dir = tmp_path_factory.mktemp("zero2") / "run"
     train(2, save_dir, **zero2_flags)
     return save_dir
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """Starts runs of train.py that can be killed."""
+    one = Launcher(tmp_path_factory.mktemp("launcher"))
+    yield one
+    one.close()

@@ -76,6 +76,7 @@ WRONG_FLAGS = [
         ["--plugin", "3d", "--pp", "3", "--accumulation_steps", "3", "--freeze_non_embeds_params"],
         ["training embeds with --pp 3", "use --pp 2"],
     ),
+    (["--time_limit", "45"], ["--time_limit 45: must be a time with its unit", "45m", "04:00:00"]),
     (["--lr", "0"], ["--lr 0.0", "positive number, such as 3e-4"]),
     (["--lr", "nan"], ["--lr nan", "positive number"]),
     (["--pretrained", "nowhere"], ["--pretrained nowhere", "no such directory", "init_model"]),
@@ -143,6 +144,8 @@ EVERY_FLAG = {
     "eval_interval": 11,
     "log_interval": 3,
     "overwrite": True,
+    "time_limit": "1-12:00:00",
+    "restart_data": True,
 }
 
 
@@ -246,14 +249,14 @@ def test_resolved_config_is_an_argument_again(more: dict[str, object], tmp_path:
     config = TrainConfig(**values)  # type: ignore[arg-type]  # one dict for fields of many types
     path = tmp_path / "run.json"
     path.write_text(json.dumps(config.as_json()))
-    assert parse_config(TrainConfig, [str(path)]) == dataclasses.replace(config, overwrite=False)
+    assert parse_config(TrainConfig, [str(path)]) == dataclasses.replace(config, overwrite=False, restart_data=False)
 
 
 def test_every_flag_above_is_every_flag(needed: list[str]) -> None:
     default = parse_config(TrainConfig, needed)
     paths = {"pretrained", "dataset", "load_checkpoint", "save_dir", "tensorboard_dir", "config_file", "eval_dataset"}
     assert {*EVERY_FLAG, *paths} == set(dataclasses.asdict(default))
-    assert "overwrite" not in default.as_json(), "a file used again must go on, not delete"
+    assert not {"overwrite", "restart_data"} & set(default.as_json()), "a file used again must just go on"
     assert [name for name, value in EVERY_FLAG.items() if getattr(default, name) == value] == []
 
 
@@ -269,6 +272,7 @@ def test_help_names_every_flag_without_importing_torch(needed: list[str]) -> Non
     assert done.stdout.splitlines()[-1] == "heavy: []"
     flags = parse_config(TrainConfig, needed).as_json()
     assert [name for name in flags if f"--{name}" not in done.stdout] == []
+    assert "75 stopped as asked and saved" in done.stdout
 
 
 @pytest.mark.parametrize("flag", ["--pretrained", "--dataset", "--load_checkpoint", "--eval_dataset"])

@@ -20,7 +20,7 @@ def counted(rows_per_bin: list[int]) -> Bins:
         Bin(Path(str(index)), rows, num_tokens=0, num_loss_tokens=0, sha256="", category_indices=nothing)
         for index, rows in enumerate(rows_per_bin)
     ]
-    return Bins(bins, 1, "", [])
+    return Bins(bins, 1, "", [], [])
 
 
 @given(rows_per_bin=st.lists(st.integers(0, 30), min_size=1, max_size=6), max_rows=st.integers(1, 100))

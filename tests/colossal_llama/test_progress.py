@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -24,23 +25,39 @@ def test_other_names_are_refused(change: dict[str, int | None]) -> None:
         Progress.from_json(values)
 
 
-def test_same_plan_goes_on_wherever_it_stands() -> None:
-    STOPPED.check_continues(replace(STOPPED, step=0, epoch=0, num_rows_seen=0, num_tokens_seen=0))
+NOW = replace(STOPPED, step=0, epoch=0, num_rows_seen=0, num_tokens_seen=0)
+OTHERS = [
+    ({"seed": 43}, "another --seed (seed 42, now 43); keep the same --seed"),
+    ({"data_fingerprint": "e" * 64}, "another --dataset (data_fingerprint dddddddddddddddd, now eeeeeeeeeeeeeeee)"),
+]
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"seed": 43}, "another --seed (seed 42, now 43); keep the same --seed"),
-        ({"data_fingerprint": "e" * 64}, "another --dataset (data_fingerprint dddddddddddddddd, now eeeeeeeeeeeeeeee)"),
-        ({"tokenizer_fingerprint": "u" * 64}, "another tokenizer (tokenizer_fingerprint"),
-    ],
-)
-def test_another_plan_is_refused_with_the_way_out(change: dict[str, object], words: str) -> None:
+@pytest.mark.parametrize("restarts_data", [False, True])
+def test_same_data_goes_on_wherever_it_stands(restarts_data: bool) -> None:
+    assert STOPPED.going_on(NOW, restarts_data) == STOPPED
+
+
+@pytest.mark.parametrize(("change", "words"), OTHERS)
+def test_other_data_is_refused_with_both_ways_out(change: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError) as caught:
-        STOPPED.check_continues(replace(STOPPED, **change))  # type: ignore[arg-type]  # fields of several types
+        STOPPED.going_on(replace(NOW, **change), restarts_data=False)
     assert words in str(caught.value)
+    assert "add --restart_data to go on with it from its first row" in str(caught.value)
     assert "`modeling` folder to --load_checkpoint with a new --save_dir" in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [change for change, _ in OTHERS])
+def test_other_data_begins_with_its_first_row_where_that_is_allowed(change: dict[str, Any]) -> None:
+    """Rows and epochs are those of the new data; steps, tokens and whatever else was counted go on."""
+    restarted = STOPPED.going_on(replace(NOW, **change), restarts_data=True)
+    assert restarted == replace(STOPPED, epoch=0, num_rows_seen=0, **change)
+
+
+@pytest.mark.parametrize("restarts_data", [False, True])
+def test_another_tokenizer_is_always_refused(restarts_data: bool) -> None:
+    other = replace(NOW, tokenizer_fingerprint="u" * 64, data_fingerprint="e" * 64)
+    with pytest.raises(UserError, match=r"another tokenizer \(tokenizer_fingerprint t+, now u+\); keep"):
+        STOPPED.going_on(other, restarts_data)
 
 
 @pytest.mark.parametrize(("number", "trained", "begins"), [(1, "embeds", False), (1, "embeds", True), (2, "all", True)])

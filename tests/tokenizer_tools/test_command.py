@@ -16,7 +16,7 @@ import pytest
 from simple_parsing import field, flag
 
 from tests.conftest import argv_of
-from tokenizer_tools.command import Command, UserError, command, parse_config
+from tokenizer_tools.command import Command, Stopped, UserError, command, parse_config
 
 CHILD_TIMEOUT_SECONDS = 60
 
@@ -190,6 +190,7 @@ def test_without_arguments_the_command_line_is_read(monkeypatch: pytest.MonkeyPa
             "error: a/b: Permission denied; nothing half-written was left behind\n",
         ),
         (KeyboardInterrupt(), 130, "error: interrupted; nothing half-written was left behind\n"),
+        (Stopped("stopped by SIGTERM,\n saved in x"), 75, "stopped by SIGTERM, saved in x\n"),
     ],
 )
 def test_the_user_s_errors_are_one_line(
@@ -240,6 +241,14 @@ def test_of_the_ranks_of_a_host_only_the_first_speaks(
         monkeypatch.setenv(name, value)
     assert raising(UserError("x"))(["--name", "a"]) == 2
     assert capsys.readouterr().err.count("\n") == num_lines
+
+
+def test_a_later_rank_leaves_the_word_to_the_first_when_it_stops(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert raising(Stopped("saved in x"))(["--name", "a"]) == 75
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("is_ended_meanwhile", "num_lines"), [(True, 0), (False, 1)])

@@ -142,7 +142,7 @@ def test_manifest_config_and_tokenizer_files(source: Path, tmp_path: Path, expan
     assert run(source, expanded, tmp_path / "target") == 0
     manifest = json.loads((tmp_path / "target" / "manifest.json").read_text())
     tokenizer_manifest = json.loads((expanded / "manifest.json").read_text())
-    assert manifest["tokenizer"] == tokenizer_manifest
+    assert manifest["made_from"]["tokenizer"] == tokenizer_manifest
     assert manifest["tokenizer_fingerprint"] == tokenizer_manifest["tokenizer_fingerprint"]
     assert manifest["source_tokenizer_fingerprint"] == tokenizer_manifest["source_tokenizer_fingerprint"]
     assert manifest["vocab_size"] == tokenizer_manifest["vocab_size"]
@@ -166,6 +166,7 @@ def test_manifest_config_and_tokenizer_files(source: Path, tmp_path: Path, expan
 def test_ids_of_control_tokens_come_from_the_tokenizer(source: Path, tmp_path: Path, expanded: Path) -> None:
     tokenizer = shutil.copytree(expanded, tmp_path / "tokenizer")
     change_settings(tokenizer, pad_token="</s>")
+    (tokenizer / "manifest.json").unlink()  # it would tell that the settings were changed by hand
     for name in ("config.json", "generation_config.json"):
         settings = json.loads((source / name).read_text())
         (source / name).write_text(json.dumps(settings | {"bos_token_id": 7, "eos_token_id": [2, 5], "top_p": 0.5}))
@@ -187,7 +188,7 @@ def test_model_joins_the_tokenizer_in_its_directory(
     assert (both / "notes.txt").read_text() == "mine"
     assert (both / "more").is_dir()
     once = {file.name: file.read_bytes() for file in both.iterdir() if file.is_file()}
-    assert "tokenizer" in json.loads(once["manifest.json"])
+    assert json.loads(once["manifest.json"])["made_from"]["tokenizer"]["kind"] == "tokenizer"
 
     assert run(source, both, both) == 2
     assert "exists and is not empty; add --overwrite" in only_error(capsys)

@@ -1,0 +1,269 @@
+"""A boosted model and its optimizer come in; complete checkpoints go out, written while the training goes on.
+
+`begin` copies what each rank has to write into host memory and starts a thread on every rank, which writes, syncs and
+hashes that rank's own files into a hidden folder. When all ranks have said that theirs are done, `publish` lets rank 0
+write the manifest, rename the folder, point `latest` at it and drop what is too old. Until then the checkpoint does not
+exist. The copies are this rank's share of the fp32 states (12 bytes a parameter, shared out), and on the few ranks that
+write weight files up to 5 GB each of these.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from colossal_llama import optimizer_state
+from colossal_llama.background import in_background
+from colossal_llama.checkpoint import (
+    LATEST,
+    MANIFEST,
+    MODELING,
+    OPTIMIZER,
+    STATES,
+    VERSION,
+    complete_checkpoints,
+)
+from colossal_llama.cluster import main_rank_logger, on_main, together
+from colossal_llama.optimizer_state import Shapes
+from colossal_llama.progress import Progress
+from colossal_llama.weights import ModelFiles, Tensors
+from tokenizer_tools.command import UserError
+from tokenizer_tools.lineage import sha256_of
+from tokenizer_tools.outputs import finish_tree, full_disk_named, sync, write_json, write_whole_file
+
+PARTIAL_SUFFIX = ".partial"
+GIGABYTE = 10**9
+SMALL_FILES_BYTES = 2**24  # tokenizer, positions, manifest: room for them beside the tensors
+METADATA = {"format": "pt"}
+TENSORS = ".safetensors"
+
+Record = tuple[int, str]
+"""Size in bytes and sha256 of a file."""
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A checkpoint that is being written; `records` has what this rank's thread has written, by relative name."""
+
+    aside: Path
+    target: Path
+    records: Future[dict[str, Record]]
+
+
+class CheckpointWriter:
+    """Saves a boosted model of one run. All ranks call each method of it, after the same step."""
+
+    def __init__(
+        self,
+        booster: Any,
+        model: Any,
+        optimizer: Any,
+        trained: Shapes,
+        files: ModelFiles,
+        tokenizer: Any,
+        save_dir: Path,
+        keep: int,
+    ) -> None:
+        self._booster, self._model, self._optimizer, self._files = booster, model, optimizer, files
+        self._tokenizer, self._save_dir, self._keep = tokenizer, save_dir, keep
+        every_rank: list[dict[int, optimizer_state.Part]] = [{}] * dist.get_world_size()
+        dist.all_gather_object(every_rank, optimizer_state.own_parts(booster, optimizer, trained))
+        shares = optimizer_state.share_out(every_rank)
+        self._parts = shares[dist.get_rank()]
+        self._parts_table = optimizer_state.parts_table(shares, trained)
+        sizes = [0] * dist.get_world_size()
+        own_bytes = files.num_bytes + optimizer_state.snapshot_bytes(model, optimizer, self._parts)
+        dist.all_gather_object(sizes, own_bytes)
+        self.num_bytes = sum(sizes) + SMALL_FILES_BYTES
+        """Size of one checkpoint."""
+        self._open: _Open | None = None
+        self._log = main_rank_logger(__name__)
+
+    def check_space(self) -> None:
+        """Raise UserError, on all ranks, if the disk of --save_dir has no room for one more checkpoint."""
+        on_main(self._check_space)
+
+    def begin(self, progress: Progress, write_more: Callable[[Path], None]) -> None:
+        """Start writing `epoch-E_step-S`; the caller may train on at once. Waits for the checkpoint before, if it must.
+
+        `write_more` adds rank 0's small files to the directory that it is given, in the background.
+        """
+        if self._open is not None:
+            self._log.info("the checkpoint before this one is still being written: waiting for it")
+            self.finish()
+        target = self._save_dir / f"epoch-{progress.epoch}_step-{progress.step}"
+        aside = target.with_name(f".{target.name}{PARTIAL_SUFFIX}")
+        on_main(lambda: self._make_room(aside))
+        own = {f"{MODELING}/{name}": tensors for name, tensors in self._files.take().items()}
+        states = optimizer_state.snapshot(self._model, self._optimizer, self._parts)
+        own[f"{OPTIMIZER}/{optimizer_state.rank_file(dist.get_rank())}"] = states
+        is_main = dist.get_rank() == 0
+
+        def write() -> dict[str, Record]:
+            with full_disk_named(self._save_dir):
+                if is_main:
+                    self._write_beside(aside / MODELING, self._files)
+                    write_json(aside / OPTIMIZER / optimizer_state.PARTS_FILE, self._parts_table)
+                    write_json(aside / STATES, progress.as_json())
+                    write_more(aside)
+                return _written(aside, own, with_small_files=is_main)
+
+        self._open = _Open(aside, target, in_background(write))
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether this rank's part of the open checkpoint is on the disk."""
+        return self._open is not None and self._open.records.done() and self._open.records.exception() is None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether this rank's part of the open checkpoint could not be written."""
+        return self._open is not None and self._open.records.done() and self._open.records.exception() is not None
+
+    def finish(self) -> Path | None:
+        """Wait until the open checkpoint is complete, and return its path; None if none is open.
+
+        Raises UserError, on all ranks, with the reason why any of them could not write.
+        """
+        if self._open is None:
+            return None
+        opened, self._open = self._open, None
+        try:
+            records = together(opened.records.result)
+            every_rank: list[dict[str, Record]] = [{}] * dist.get_world_size()
+            dist.all_gather_object(every_rank, records)
+            on_main(lambda: self._publish(opened, every_rank))
+        except BaseException:
+            _remove_on_main(opened)
+            raise
+        self._log.info(f"saved {opened.target}")
+        return opened.target
+
+    def save_final_model(self, files: ModelFiles) -> Path:
+        """Write the model alone to `<save_dir>/modeling`, ready for AutoModelForCausalLM.from_pretrained."""
+        target = self._save_dir / MODELING
+        aside = target.with_name(f".{MODELING}{PARTIAL_SUFFIX}")
+        on_main(lambda: _make_empty(aside))
+        own = files.take()
+
+        def write() -> None:
+            with full_disk_named(self._save_dir):
+                if dist.get_rank() == 0:
+                    self._write_beside(aside, files)
+                _written(aside, own)
+
+        try:
+            together(write)
+            on_main(lambda: _replace(aside, target))
+        except BaseException:
+            if dist.get_rank() == 0:
+                shutil.rmtree(aside, ignore_errors=True)
+            raise
+        return target
+
+    def _check_space(self) -> None:
+        free = shutil.disk_usage(self._save_dir).free
+        if free < self.num_bytes:
+            raise UserError(
+                f"{self._save_dir}: a checkpoint takes {self.num_bytes / GIGABYTE:.1f} GB, and "
+                f"{free / GIGABYTE:.1f} GB are free there; free some, or lower --keep_checkpoints"
+            )
+
+    def _make_room(self, aside: Path) -> None:
+        if not self._save_dir.is_dir():
+            raise UserError(f"{self._save_dir}: has gone while the run was writing there; mount or restore it")
+        shutil.rmtree(aside, ignore_errors=True)
+        self._check_space()
+        aside.mkdir()
+
+    def _write_beside(self, directory: Path, files: ModelFiles) -> None:
+        directory.mkdir(exist_ok=True)
+        files.write_beside(directory)
+        self._tokenizer.save_pretrained(directory)
+
+    def _publish(self, opened: _Open, every_rank: list[dict[str, Record]]) -> None:
+        records = {name: record for own in every_rank for name, record in own.items()}
+        for name, (size, _) in records.items():
+            file = opened.aside / name
+            if not file.is_file() or file.stat().st_size != size:
+                raise UserError(
+                    f"{file}: written by another process, but not to be seen from rank 0; "
+                    f"--save_dir must be on a file system that all hosts share"
+                )
+        manifest = {
+            "version": VERSION,
+            "world_size": dist.get_world_size(),
+            "plugin": type(self._booster.plugin).__name__,
+            "sizes_bytes": {name: size for name, (size, _) in sorted(records.items())},
+            "sha256": {name: digest for name, (_, digest) in sorted(records.items())},
+        }
+        write_json(opened.aside / MANIFEST, manifest)
+        _replace(opened.aside, opened.target)
+        write_whole_file(self._save_dir / LATEST, opened.target.name + "\n")
+        if self._keep:
+            for old in complete_checkpoints(self._save_dir)[: -self._keep]:
+                if old != opened.target:  # a later one may lie there, whose run was killed before it became `latest`
+                    _delete(old)
+
+
+def _written(directory: Path, files: Mapping[str, Tensors], with_small_files: bool = False) -> dict[str, Record]:
+    """Write `files` into `directory`; size and hash of each, once they are on the disk.
+
+    with_small_files: also of what rank 0 has put there. The other ranks, which are just writing into the same folders,
+    write tensor files below the uppermost one, and no others.
+    """
+    names = set(files)
+    for name, tensors in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path, metadata=METADATA)
+    if with_small_files:
+        found = (path for path in directory.rglob("*") if path.is_file())
+        small = (path for path in found if path.suffix != TENSORS or path.parent == directory)
+        names |= {str(path.relative_to(directory)) for path in small}
+    return {name: _synced(directory / name) for name in sorted(names)}
+
+
+def _synced(path: Path) -> Record:
+    sync(path)
+    return path.stat().st_size, sha256_of(path)
+
+
+def remove_leftovers(save_dir: Path) -> None:
+    """Delete what a killed run was just writing or deleting."""
+    for path in save_dir.glob(f".*{PARTIAL_SUFFIX}"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _remove_on_main(opened: _Open) -> None:
+    """Rank 0 alone removes: another rank may be stopped while rank 0 is just renaming what it wrote."""
+    if dist.get_rank() == 0:
+        shutil.rmtree(opened.aside, ignore_errors=True)
+
+
+def _make_empty(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+
+
+def _replace(aside: Path, target: Path) -> None:
+    finish_tree(aside)
+    if target.exists():
+        _delete(target)
+    aside.rename(target)
+    sync(target.parent)
+
+
+def _delete(directory: Path) -> None:
+    """Under another name first: a kill in the middle must not leave half of what is named like a whole one."""
+    old = directory.with_name(f".{directory.name}.old{PARTIAL_SUFFIX}")
+    shutil.rmtree(old, ignore_errors=True)
+    directory.rename(old)
+    shutil.rmtree(old)
