@@ -20,6 +20,8 @@ def main(config: TrainConfig) -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun that is killed leaves its workers; they have to notice
         end_with_parent(os.getppid(), signal.SIGTERM)
     check(config)
+    # bitsandbytes imports torch's compiler, which would start idle workers that outlive a killed rank
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     # Seconds of imports, and the device of a rank must be set before the rest of colossalai is imported.
     from colossal_llama.cluster import launch
 

@@ -23,7 +23,7 @@ from colossal_llama.metrics import Metrics
 from colossal_llama.plan import Plan, make_plan
 from colossal_llama.progress import Progress
 from colossal_llama.row_health import SeenIds, num_old_rows
-from colossal_llama.start import Start, check_changes, find_start, going_on, open_save_dir
+from colossal_llama.start import Start, check_changes, find_start, going_on, open_save_dir, sound_start
 from colossal_llama.trackers import open_wandb
 from data_tools.bins import Bins, open_bins
 from tokenizer_tools.command import UserError
@@ -69,7 +69,7 @@ class Logs:
 def build(config: TrainConfig, cluster: Cluster) -> tuple[Run, Start]:
     """Join all but the model. Raises UserError, on all ranks together, for anything that cannot become a run."""
     together(lambda: refuse_on_host(config.mixed_precision))
-    found = on_main(lambda: find_start(config))
+    found = sound_start(on_main(lambda: find_start(config)))
     on_main(lambda: refuse_swapped(found.model_dir, "tokenizer"))
     tokenizer = together(lambda: load_tokenizer(found.model_dir))
     bins = together(lambda: open_data(config.dataset, tokenizer, config.max_length))

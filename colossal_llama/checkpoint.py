@@ -57,11 +57,18 @@ def open_checkpoint(path: Path) -> Checkpoint:
             f"{path}: checkpoint version {manifest.get('version')}, this code reads {VERSION}; pass its `{MODELING}` "
             f"folder to --load_checkpoint with a new --save_dir to start from its weights"
         )
+    if not _has_files(manifest):
+        raise UserError(f"{path / MANIFEST}: names no files with their sizes and sha256; the checkpoint is damaged")
     for name, size in manifest["sizes_bytes"].items():
         file = path / name
         if not file.is_file() or file.stat().st_size != size:
             raise UserError(f"{file}: missing or not {size} bytes long; the checkpoint is damaged")
     return Checkpoint(path, Progress.from_json(read_json(path / STATES, "a run's progress")), manifest)
+
+
+def _has_files(manifest: dict[str, Any]) -> bool:
+    sizes, digests = manifest.get("sizes_bytes"), manifest.get("sha256")
+    return isinstance(sizes, dict) and isinstance(digests, dict) and bool(sizes) and sizes.keys() == digests.keys()
 
 
 def latest_checkpoint(save_dir: Path) -> Checkpoint | None:

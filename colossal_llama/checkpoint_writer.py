@@ -10,13 +10,15 @@ write weight files up to 5 GB each of these.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from colossal_llama import optimizer_state
@@ -107,7 +109,7 @@ class CheckpointWriter:
         is_main = dist.get_rank() == 0
 
         def write() -> dict[str, Record]:
-            with full_disk_named(self._save_dir):
+            with _faults_named(self._save_dir):
                 if is_main:
                     self._write_beside(aside / MODELING, self._files)
                     write_json(aside / OPTIMIZER / optimizer_state.PARTS_FILE, self._parts_table)
@@ -139,7 +141,7 @@ class CheckpointWriter:
             records = together(opened.records.result)
             every_rank: list[dict[str, Record]] = [{}] * dist.get_world_size()
             dist.all_gather_object(every_rank, records)
-            on_main(lambda: self._publish(opened, every_rank))
+            on_main(lambda: self._published(opened, every_rank))
         except BaseException:
             _remove_on_main(opened)
             raise
@@ -154,7 +156,7 @@ class CheckpointWriter:
         own = files.take()
 
         def write() -> None:
-            with full_disk_named(self._save_dir):
+            with _faults_named(self._save_dir):
                 if dist.get_rank() == 0:
                     self._write_beside(aside, files)
                 _written(aside, own)
@@ -188,6 +190,10 @@ class CheckpointWriter:
         files.write_beside(directory)
         self._tokenizer.save_pretrained(directory)
 
+    def _published(self, opened: _Open, every_rank: list[dict[str, Record]]) -> None:
+        with _faults_named(self._save_dir):
+            self._publish(opened, every_rank)
+
     def _publish(self, opened: _Open, every_rank: list[dict[str, Record]]) -> None:
         records = {name: record for own in every_rank for name, record in own.items()}
         for name, (size, _) in records.items():
@@ -211,6 +217,19 @@ class CheckpointWriter:
             for old in complete_checkpoints(self._save_dir)[: -self._keep]:
                 if old != opened.target:  # a later one may lie there, whose run was killed before it became `latest`
                     _delete(old)
+
+
+@contextmanager
+def _faults_named(save_dir: Path) -> Iterator[None]:
+    """What the disk refuses, as a UserError that says where the run goes on."""
+    try:
+        with full_disk_named(save_dir):
+            yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{save_dir}: {error}; this checkpoint was not written. Once that is mended, the same command goes on from "
+            f"the one before it"
+        ) from error
 
 
 def _written(directory: Path, files: Mapping[str, Tensors], with_small_files: bool = False) -> dict[str, Record]:

@@ -30,6 +30,7 @@ Result = TypeVar("Result")
 
 GLOO_SETTLE_SECONDS = 0.5
 RANK_LOGGER = "colossal_llama.rank"  # speaks on every rank
+LOST_RANK_WORDS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout")  # gloo's
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
 """NCCL's own 10 minutes are less than rank 0 needs to write and hash a large checkpoint while the others wait."""
 
@@ -97,10 +98,17 @@ def launch(seed: int) -> Iterator[Cluster]:
         raise
     except Exception as error:
         _report(error)
+        if _has_lost_a_rank(error):
+            raise SystemExit(1) from error
         raise
     else:
         _leave()
     # After any other error this rank just ends: leaving in good order could wait for ranks that wait for this one.
+
+
+def _has_lost_a_rank(error: Exception) -> bool:
+    """Whether this rank only fell because another one was gone."""
+    return isinstance(error, dist.DistBackendError) or any(words in str(error) for words in LOST_RANK_WORDS)
 
 
 def _report(error: Exception) -> None:
@@ -112,6 +120,11 @@ def _report(error: Exception) -> None:
     get_error_handler().record_exception(error)
     if isinstance(error, OSError):
         logging.getLogger(RANK_LOGGER).error(f"rank {dist.get_rank()}: {error}")
+    elif _has_lost_a_rank(error):
+        logging.getLogger(RANK_LOGGER).error(
+            f"rank {dist.get_rank()}: another process of this run has ended ({' '.join(str(error).split())[:200]}); "
+            f"what ended it is said where it ran. The same command goes on from the newest checkpoint"
+        )
 
 
 def _leave() -> None:

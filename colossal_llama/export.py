@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from simple_parsing import flag
 
 from tokenizer_tools.command import UserError, command
+from tokenizer_tools.lineage import MANIFEST_VERSION, describe_files, sha256_of
 from tokenizer_tools.outputs import read_json, refuse_existing, whole_directory, write_json
 from tokenizer_tools.tokenizer import fingerprint, load_tokenizer
 
@@ -23,10 +24,14 @@ if TYPE_CHECKING:
     from colossal_llama.checkpoint import Checkpoint
     from colossal_llama.probe import Difference, Probe
 
-TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
-"""Largest `Difference.relative` between the trainer and the exported model. Measured (docs/export.md): a tenth of it."""
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
+"""Largest `Difference.relative` between the trainer and the exported model; docs/export.md has what was measured."""
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-MANIFEST_VERSION = 2
+NO_CHECKPOINT = {
+    "model": "a model, without the scores to prove it by",
+    "adapter": "an adapter, without the scores to prove it by",
+    None: "neither a checkpoint nor a run",
+}
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +62,13 @@ class Proof:
     tolerance: float
     """Of `from_trainer.relative`."""
 
+    def __str__(self) -> str:
+        return (
+            f"A process of its own has loaded these files with plain transformers. Its scores of a fixed text are, bit "
+            f"for bit, those of the model that was written; from those that the trainer computed in {self.precision} "
+            f"when it saved they differ by {self.from_trainer} ({self.tolerance:g} of the spread are allowed)."
+        )
+
 
 @command(ExportConfig)
 def main(config: ExportConfig) -> None:
@@ -66,25 +78,29 @@ def main(config: ExportConfig) -> None:
     from colossal_llama.model_card import model_card
     from colossal_llama.probe import read_probe
     from colossal_llama.reread import reread
-    from colossal_llama.second_reader import check_readable
+    from colossal_llama.second_reader import check_readable, check_same_weights
 
     checkpoint = find_checkpoint(config.checkpoint)
     log.info(f"{checkpoint.path}: comparing every file with its sha256")
     damaged = damaged_file(checkpoint)
     if damaged is not None:
         raise UserError(
-            f"{checkpoint.path / damaged}: not the file that was saved (sha256); restore it, or export an older checkpoint"
+            f"{checkpoint.path / damaged}: not the file that was saved (sha256); restore it, or export another "
+            f"checkpoint"
         )
-    told, settings = read_probe(checkpoint.path), read_json(checkpoint.path / "train_config.json", "a run's flags")
+    told = read_probe(checkpoint.path)
+    settings = read_json(checkpoint.path / "train_config.json", "a run's flags")
+    lineage = read_json(checkpoint.path / "lineage.json", "what a run was made from")
     with whole_directory(config.target, config.overwrite) as aside:
         log.info("converting and writing")
         written = write_model(checkpoint, config.dtype, told, aside)
         check_readable(aside)
+        check_same_weights(checkpoint.modeling, aside)
         log.info("loading it again, in a process that knows nothing of this one")
         again = reread(aside, told.input_ids, told.positions)
         proof = prove(told, written, again, settings["mixed_precision"], _dtype_of(aside))
-        (aside / "README.md").write_text(model_card(checkpoint, settings, proof), encoding="utf-8")
-        write_json(aside / "manifest.json", _manifest(checkpoint, proof, aside))
+        (aside / "README.md").write_text(model_card(checkpoint, settings, lineage, str(proof)), encoding="utf-8")
+        write_json(aside / "manifest.json", _manifest(checkpoint, lineage, proof, aside))
     print(f"{config.target}: {checkpoint.path.name} in {proof.dtype}; differs from the trainer by {proof.from_trainer}")
 
 
@@ -93,7 +109,7 @@ def find_checkpoint(path: Path) -> Checkpoint:
     from colossal_llama.checkpoint import latest_checkpoint, open_checkpoint
     from colossal_llama.start import kind_of
 
-    kind = kind_of(path)
+    kind, above = kind_of(path), kind_of(path.parent)
     if kind == "checkpoint":
         return open_checkpoint(path)
     if kind == "run":
@@ -102,8 +118,9 @@ def find_checkpoint(path: Path) -> Checkpoint:
             raise UserError(f"--checkpoint {path}: a run without a complete checkpoint yet; wait for its first save")
         log.info(f"{path}: a run; its newest checkpoint is {checkpoint.path.name}")
         return checkpoint
-    what = "no such directory" if not path.is_dir() else f"a {kind} already" if kind else "neither"
-    raise UserError(f"--checkpoint {path}: {what}; name a checkpoint, <save_dir>/epoch-E_step-S, or a run")
+    what = f"holds {NO_CHECKPOINT[kind]}" if path.is_dir() else "no such directory"
+    way_out = path.parent if above in ("checkpoint", "run") else "a checkpoint, <save_dir>/epoch-E_step-S, or a run"
+    raise UserError(f"--checkpoint {path}: {what}; name {way_out}")
 
 
 def write_model(checkpoint: Checkpoint, dtype: str, told: Probe, directory: Path) -> Probe:
@@ -138,15 +155,14 @@ def prove(told: Probe, written: Probe, again: Probe, precision: str, dtype: str)
 
     Raises RuntimeError if the files do not give what was written, UserError if the trainer's words are not repeated.
     """
-    from colossal_llama.probe import difference
+    from colossal_llama.probe import are_identical, difference
 
-    read = difference(written, again)
-    if read.relative != 0:
-        raise RuntimeError(f"the reloaded model differs from what was written by {read}")
-    tolerance = max(TOLERANCE[precision], TOLERANCE[dtype])
-    proof = Proof(precision, dtype, difference(told, again), tolerance)
     if not told.nats.isfinite().all():
         raise UserError("the trainer's own scores are no numbers: the run has diverged; export an older checkpoint")
+    if not are_identical(written, again):
+        raise RuntimeError(f"the reloaded model differs from what was written by {difference(written, again)}")
+    tolerance = max(TOLERANCE[precision], TOLERANCE[dtype])
+    proof = Proof(precision, dtype, difference(told, again), tolerance)
     if not proof.from_trainer.relative <= tolerance:  # so that NaN fails
         raise UserError(
             f"the exported model differs from the trainer by {proof.from_trainer}, more than the {tolerance:g} that "
@@ -160,15 +176,8 @@ def _dtype_of(directory: Path) -> str:
     return DTYPES[read_json(directory / "config.json", "the model's configuration")["torch_dtype"]]
 
 
-def _manifest(checkpoint: Checkpoint, proof: Proof, directory: Path) -> dict[str, Any]:
+def _manifest(checkpoint: Checkpoint, lineage: dict[str, Any], proof: Proof, directory: Path) -> dict[str, Any]:
     """Of the finished directory: its files, what they were made from, and how that was proved."""
-    from dataclasses import asdict
-
-    from tokenizer_tools.lineage import describe_files, sha256_of
-
-    names = sorted(path.name for path in directory.iterdir())
-    lineage = checkpoint.path / "lineage.json"
-    made_from = {"run": read_json(lineage, "what a run was made from")} if lineage.is_file() else {}
     return {
         "version": MANIFEST_VERSION,
         "kind": "model",
@@ -179,8 +188,8 @@ def _manifest(checkpoint: Checkpoint, proof: Proof, directory: Path) -> dict[str
             "manifest_sha256": sha256_of(checkpoint.path / "manifest.json"),
         },
         "proof": asdict(proof),
-        **describe_files(directory, names),
-        "made_from": made_from,
+        **describe_files(directory, sorted(path.name for path in directory.iterdir())),
+        "made_from": {"run": lineage},
     }
 
 

@@ -21,7 +21,7 @@ from tokenizer_tools.command import UserError, command
 from tokenizer_tools.lineage import (
     DIGITS,
     LINEAGE,
-    MANIFEST,
+    Kind,
     Record,
     describe_files,
     files_of,
@@ -32,6 +32,7 @@ from tokenizer_tools.lineage import (
 from tokenizer_tools.outputs import read_json
 
 MEGABYTE = 10**6
+SHOWN_DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -74,28 +75,18 @@ def open_chain(directory: Path) -> Record:
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; name a tokenizer, model, dataset, run or checkpoint")
     if read_manifest(directory) is None:
-        for holds, open_it in ((_holds_run, _run), (_holds_checkpoint, _checkpoint), (_holds_bins, _bins)):
-            if holds(directory):
-                return open_it(directory)
+        from colossal_llama.start import kind_of
+
+        kind_of_run = kind_of(directory)
+        if kind_of_run in ("run", "checkpoint"):
+            return _run(directory) if kind_of_run == "run" else _checkpoint(directory)
+        if next(directory.glob("**/*.arrow"), None) is not None:
+            return _bins(directory)
     if files_of(directory, "model"):
-        kind = "model" if files_of(directory, "model") != files_of(directory, "tokenizer") else "tokenizer"
+        kind: Kind = "model" if files_of(directory, "model") != files_of(directory, "tokenizer") else "tokenizer"
         return shortened(read_record(directory, kind, describe_files(directory, files_of(directory, kind))))
     raise UserError(
         f"{directory}: holds no tokenizer, model, dataset, run or checkpoint; name a directory that holds one itself"
-    )
-
-
-def _holds_run(directory: Path) -> bool:
-    return (directory / "latest").is_file()
-
-
-def _holds_checkpoint(directory: Path) -> bool:
-    return (directory / "running_states.json").is_file()
-
-
-def _holds_bins(directory: Path) -> bool:
-    return any((place / MANIFEST).is_file() for place in (directory, directory.parent)) and any(
-        path.suffix == ".arrow" for path in directory.glob("**/*.arrow")
     )
 
 
@@ -121,7 +112,7 @@ def _checkpoint(directory: Path) -> Record:
     lineage = directory / LINEAGE
     if not lineage.is_file():
         raise UserError(
-            f"{directory}: an older checkpoint without {LINEAGE}; the chain ends here, its files are intact"
+            f"{directory}: an older checkpoint without {LINEAGE}; its files are intact, but its chain is unknown"
         )
     files = {key: checkpoint.manifest[key] for key in ("sizes_bytes", "sha256")}
     run = shortened(read_json(lineage, "what a run was made from"))
@@ -173,7 +164,9 @@ def _refuse_two_marks(role: str, mark: str | None, other: str | None) -> None:
 
 def refuse_stranger(path: Path, directory: Path, links: Sequence[Link]) -> None:
     """Raise UserError for the first file of an input, a directory or a file of pieces, that is not in the chain."""
-    record = open_chain(path) if path.is_dir() else {**describe_files(path.parent, [path.name])}
+    if not path.exists():
+        raise UserError(f"--inputs {path}: no such file; name the input as it lies on the disk today")
+    record = open_chain(path) if path.is_dir() else describe_files(path.parent, [path.name])
     recorded = [link.record["sha256"] for link in links if "sha256" in link.record]
     known = {digest for digests in recorded for digest in digests.values()}
     for name, digest in record.get("sha256", {}).items():
@@ -186,26 +179,29 @@ def refuse_stranger(path: Path, directory: Path, links: Sequence[Link]) -> None:
 
 
 def print_links(links: Sequence[Link]) -> None:
-    """The chain as a table on stdout, the top intact and all below it as recorded."""
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=SIMPLE)
-    for heading in ("", "kind", "files", "MB", "sha256", "tokenizer"):
-        table.add_column(heading, justify="right" if heading in ("files", "MB") else "left", overflow="fold")
+    """The chain on stdout, a record a line; what a record was made from is printed where it occurs first."""
+    seen: set[str] = set()
+    deepest = sys.maxsize  # what lies further down is below a record that was printed before
     for link in links:
-        record = link.record
-        sizes = record.get("sizes_bytes")
-        table.add_row(
-            "  " * link.depth + link.role,
-            record.get("kind", ""),
-            str(len(record["sha256"])) if "sha256" in record else "",
-            f"{sum(sizes.values()) / MEGABYTE:,.1f}" if sizes else "",
-            content_sha256(record)[:DIGITS],
-            record.get("tokenizer_fingerprint", "")[:DIGITS],
+        if link.depth > deepest:
+            continue
+        record, content = link.record, content_sha256(link.record)
+        deepest = link.depth if content in seen else sys.maxsize
+        files = ""
+        if "sha256" in record:
+            sizes = record.get("sizes_bytes", {}).values()
+            files = f"{len(record['sha256'])} file(s)" + (f", {sum(sizes) / MEGABYTE:,.1f} MB" if sizes else "")
+        mark = record.get("tokenizer_fingerprint", "")[:SHOWN_DIGITS]
+        columns = (
+            f"{'  ' * link.depth + link.role:<34}",
+            f"{record.get('kind', ''):<15}",
+            f"{files:<24}",
+            f"{content[:SHOWN_DIGITS]:<{SHOWN_DIGITS}}",
+            f"tokenizer {mark}" if mark else "",
+            "as above" if content in seen and record.get("made_from") else "",
         )
-    Console().print(table)
+        print("  ".join(columns).rstrip())
+        seen |= {content} - {""}
 
 
 def content_sha256(record: Record) -> str:

@@ -85,7 +85,7 @@ def find_origin(
     bin_files = [one.path / ARROW_NAME for one in all_bins]
     known = on_main(lambda: read_hashed(config.save_dir))
     hashed = hash_together([*model_files, *bin_files], known)
-    digests = on_main(lambda: _one_digest_a_file(hashed))
+    digests = on_main(lambda: one_digest_a_file(hashed))
 
     def lineage() -> Record:
         for one, file in zip(all_bins, bin_files, strict=True):
@@ -271,8 +271,8 @@ def write_origin(save_dir: Path, origin: Origin) -> None:
     write_json(save_dir / HASHED, {"files": files})
 
 
-def _one_digest_a_file(hashed: Hashed) -> dict[Path, str]:
-    """{path: sha256}. Raises UserError if hosts see different files under one path."""
+def one_digest_a_file(hashed: Hashed) -> dict[Path, str]:
+    """{absolute path: sha256}. Raises UserError if hosts see different files under one path."""
     digests: dict[Path, str] = {}
     for state, digest in hashed.items():
         first = digests.setdefault(Path(state.path), digest)

@@ -63,16 +63,17 @@ def _part(booster: Any, optimizer: Any, i: int, tensor: torch.Tensor, name: str,
     if _is_gemini(optimizer):
         _, begin, size = map(int, optimizer.get_offsets(i))
         return Part(name, 0, 0, shape[0], begin, begin + size)
-    dim, start, length, rank = 0, 0, shape[0], dist.get_rank()
-    if _is_3d(optimizer):
-        files = booster.checkpoint_io  # it knows this rank's place in the groups over which tp and ZeRO cut
+    dim, start, length = 0, 0, shape[0]
+    place = booster.checkpoint_io if _is_3d(optimizer) else None  # it knows this rank's place in the plugin's groups
+    if place is not None:
         own_shape = _working(optimizer, tensor).shape
         dim = next((d for d, size in enumerate(shape) if own_shape[d] != size), 0)
-        length, rank = own_shape[dim], files.dp_rank
-        start = files.tp_rank * length if length != shape[dim] else 0
+        length = own_shape[dim]
+        start = place.tp_rank * length if length != shape[dim] else 0
     numel = math.prod(shape) // shape[dim] * length
-    size = tensor.numel()  # ZeRO's shards are equal, the last ones filled up with zeros
-    begin = rank * size if size != numel else 0
+    size, begin = tensor.numel(), 0
+    if size != numel:  # ZeRO's shards are equal, the last ones filled up with zeros
+        begin = size * (dist.get_rank() if place is None else place.dp_rank)
     return Part(name, dim, start, length, min(begin, numel), min(begin + size, numel))
 
 
@@ -190,7 +191,7 @@ class SavedStates:
             flat = torch.empty(target.numel())
             for part, value in found:
                 flat[part.begin : part.end] = value
-                num_found += len(value)
+                num_found += part.end - part.begin
             target.copy_(flat.view_as(target))
         if num_found != whole.numel():
             raise UserError(f"{self._directory}: holds {num_found} of {whole.numel()} values of {wanted.name}; damaged")

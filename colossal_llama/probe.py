@@ -1,4 +1,4 @@
-"""What a model makes of one fixed text: per-token losses and a few whole rows of logits, to be compared between readers.
+"""What a model makes of one fixed text, the losses of its tokens and a few rows of logits, for readers to compare.
 
 A trainer writes them beside every checkpoint's weights (`trainer_probe.py`); whoever reads the weights later computes
 them anew. Rounding differs between readers, so two probes are compared in units of the logits' own spread.
@@ -93,6 +93,14 @@ def difference(first: Probe, second: Probe) -> Difference:
     spread = first.logits.double().std(-1).mean()
     largest = torch.stack([nats.square().mean().sqrt(), logits.square().mean().sqrt()]).max()
     return Difference(nats.abs().max().item(), nats.abs().mean().item(), (largest / spread).item())
+
+
+def are_identical(first: Probe, second: Probe) -> bool:
+    """Whether two probes are the same bit for bit; a NaN is like the same NaN."""
+    return all(
+        torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+        for one, other in zip(vars(first).values(), vars(second).values(), strict=True)
+    )
 
 
 def write_probe(probe: Probe, directory: Path) -> None:

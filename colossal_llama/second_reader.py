@@ -1,7 +1,7 @@
 """A model directory, read as those read it who have no transformers: config.json, the index and safetensors headers.
 
-vLLM and llama.cpp's converter know the tensors of Llama, Mistral and Qwen2 by their names and shapes; so does this file,
-from config.json alone. Nothing here shares code with the modelling that wrote the directory.
+vLLM and llama.cpp's converter know the tensors of Llama, Mistral and Qwen2 by their names and shapes; so does this
+file, from config.json alone. Nothing here shares code with the modelling that wrote the directory.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
@@ -95,6 +96,25 @@ def check_readable(directory: Path) -> None:
     if problems:
         more = f"; and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
         raise RuntimeError(f"not readable for others: {'; '.join(problems[:SHOWN_PROBLEMS])}{more}")
+
+
+def check_same_weights(source: Path, target: Path) -> None:
+    """Raise RuntimeError unless every tensor of `target` is that of `source` in the target's number format.
+
+    The files alone are compared, tensor by tensor: no short text touches every row of an embedding. An adapter's
+    directory holds no such tensors, and nothing is compared.
+    """
+    before = stored_tensors(source)
+    if not (source / "config.json").is_file():
+        return
+    for name, stored in stored_tensors(target).items():
+        if name not in before:
+            raise RuntimeError(f"{name}: written, but not in the checkpoint")
+        with safe_open(source / before[name].file, "pt") as old, safe_open(target / stored.file, "pt") as new:
+            written = new.get_tensor(name)
+            expected = old.get_tensor(name).to(written.dtype)
+        if not torch.equal(expected.view(torch.uint8), written.view(torch.uint8)):
+            raise RuntimeError(f"{name}: not written as the checkpoint has it")
 
 
 def _index_problems(directory: Path, tensors: Mapping[str, Stored]) -> Iterator[str]:

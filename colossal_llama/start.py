@@ -19,6 +19,7 @@ from colossal_llama.checkpoint import (
     Checkpoint,
     latest_checkpoint,
     open_checkpoint,
+    sound_checkpoint,
 )
 from colossal_llama.cluster import main_rank_logger
 from colossal_llama.config import TrainConfig
@@ -103,6 +104,14 @@ def _given_checkpoint(given: Path) -> Checkpoint | None:
             f"--load_checkpoint {given}: a run without a complete checkpoint yet; name another one, or leave it away"
         )
     return checkpoint
+
+
+def sound_start(start: Start) -> Start:
+    """`start`, or the sound checkpoint before its own if a file of that is not what was saved. All ranks call it."""
+    if start.checkpoint is None:
+        return start
+    checkpoint = sound_checkpoint(start.checkpoint)
+    return Start(checkpoint.modeling, checkpoint)
 
 
 def going_on(start: Start, now: Progress, restarts_data: bool) -> Start:

@@ -19,9 +19,10 @@ from tokenizer_tools.command import Stopped
 
 REPEAT_SECONDS = 1.0
 """A launcher may pass on what the terminal has sent to all of its group: within this time it is the same request."""
+LEFT_AT_ONCE = "interrupted again: what was not saved yet is lost; the same command goes on from the last checkpoint"
 DURATION_RULE = "such as 90s, 45m, 4h, 1h30m, 04:00:00 or 1-12:00:00 (days-hours:minutes:seconds)"
 UNITS = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
-CLOCK = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)")
+CLOCK = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)")
 SECONDS = (86400, 3600, 60, 1)
 
 
@@ -76,7 +77,7 @@ class StopRequests:
             self._signal, self._signal_time = Reason(number), now
             _say(f"{self._signal.words}: this step ends, is saved, and the run leaves; a second signal leaves at once")
         elif now - self._signal_time >= REPEAT_SECONDS:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(LEFT_AT_ONCE)
 
     def reason_after_step(self) -> Reason:
         """Why this rank wants to stop now, at the end of a step.

@@ -35,7 +35,7 @@ LAYERS = {
         *("changes", "stopping"),
         *("cluster", "host", "host_kernels", "mends", "upstream", "journal", "trackers"),  # the machine, the upstream
         *("batch", "document_mask", "loss", "head", "guard", "text_bytes", "lora", "optimizer_state"),  # tensors
-        *("loss_scale", "randomness", "row_chain", "background", "control"),
+        *("loss_scale", "randomness", "row_chain", "background", "control", "probe"),
     ),
     "parts": (
         *("plugins", "model", "optim", "batches", "prefetch", "step", "checkpoint", "weights", "metrics"),
@@ -44,7 +44,8 @@ LAYERS = {
     "joins": (
         *("start", "build", "engine", "forecast", "anomalies", "held_out", "loop"),
         *("checkpoint_writer", "saving", "made_from", "lineage"),
-        *("evaluate", "scoring", "gate", "export", "generate"),
+        *("evaluate", "scoring", "gate", "generate"),
+        *("export", "trainer_probe", "reread", "second_reader", "model_card"),
     ),
 }
 LAYER_READS = {"facts": ("facts",), "parts": ("facts",), "joins": ("facts", "parts", "joins")}

@@ -128,8 +128,8 @@ def command(config_class: type[Config]) -> Callable[[Callable[[Config], None]], 
                 if error.filename is None and error.strerror is None:
                     raise
                 return _fail(f"{error.filename or 'output'}: {error.strerror}; nothing half-written was left behind", 2)
-            except KeyboardInterrupt:
-                return _fail("interrupted; nothing half-written was left behind", 130)
+            except KeyboardInterrupt as interrupt:
+                return _fail(f"{interrupt}" or "interrupted; nothing half-written was left behind", 130)
             return 0
 
         return program

@@ -204,8 +204,13 @@ def refuse_swapped(directory: Path, kind: Kind) -> None:
 
 
 def check_files(directory: Path, manifest_path: Path, manifest: Record, found: Mapping[str, str], kind: Kind) -> None:
-    """Raise UserError for the first file that is not the one of the manifest, is missing, or is named nowhere."""
-    expected = {name: digest for name, digest in manifest["sha256"].items() if belongs(name, kind)}
+    """Raise UserError for the first file that is not the one of the manifest, is missing, or is named nowhere.
+
+    Of a model with a tokenizer's manifest beside it only the tokenizer can be compared.
+    """
+    scope: Kind = "model" if kind == manifest["kind"] == "model" else "tokenizer"
+    expected = {name: digest for name, digest in manifest["sha256"].items() if belongs(name, scope)}
+    found = {name: digest for name, digest in found.items() if belongs(name, scope)}
     for name in sorted({*expected, *found}):
         if found.get(name) == expected.get(name):
             continue

@@ -16,6 +16,7 @@ from tokenizer_tools.command import UserError
 
 REPLACED_SUFFIX = ".old"
 FULL_DISK_BYTES = 2**20
+FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 FULL_DISK_WORDS = ("No space left", "quota exceeded")
 
 
@@ -47,9 +48,14 @@ def full_disk_named(directory: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and (error.filename is not None or error.errno != errno.ENOSPC):
+        number = getattr(error, "errno", None)
+        if number not in (None, *FULL_DISK_ERRORS):
             raise  # it says what it is
-        if any(words in str(error) for words in FULL_DISK_WORDS) or shutil.disk_usage(directory).free < FULL_DISK_BYTES:
+        if (
+            number is not None
+            or any(words in str(error) for words in FULL_DISK_WORDS)
+            or shutil.disk_usage(directory).free < FULL_DISK_BYTES
+        ):
             disk = directory.parent.absolute()
             raise UserError(f"{disk}: no space left on this disk; free some or choose another one") from error
         raise

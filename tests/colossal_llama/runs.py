@@ -9,12 +9,15 @@ import os
 import shutil
 import socket
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+
+from colossal_llama import lora
 
 ROW_LENGTH = 64
 
@@ -64,6 +67,16 @@ def stopped_copy(run: Path, copy: Path, step: int) -> Path:
     text = "".join(json.dumps(line) + "\n" for line in kept)
     (copy / "metrics.jsonl").write_text(text[:-20])
     return copy
+
+
+def write_adapter(model: Any, directory: Path) -> None:
+    """The files of a LoRA adapter, as a checkpoint has them."""
+    save_file(
+        {name: t.detach().clone().contiguous() for name, t in lora.adapter_tensors(model).items()},
+        directory / lora.WEIGHTS,
+        metadata={"format": "pt"},
+    )
+    lora.write_adapter_config(model, directory)
 
 
 def weights_of(model_dir: Path) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed import distributed_c10d
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -80,6 +82,7 @@ class Stage:
         base = AutoModelForCausalLM.from_pretrained(source, torch_dtype=plugins.model_dtype(config))
         base.config.use_cache = False
         groups, self.names = groups_of(base.train(), trains)
+        self.trained = {name: tuple(base.get_parameter(name).shape) for name in self.names}
         if config.plugin.startswith("gemini"):
             optimizer: Any = HybridAdam(groups, lr=LR, betas=BETAS)
             mends.cast_gradients_to_fp32(optimizer)
@@ -90,7 +93,7 @@ class Stage:
         self.booster, self.model, self.optimizer = plugins.boost(plugin, base, optimizer)
         self.is_pipeline = config.pp > 1
         if checkpoint:
-            load_optimizer(checkpoint, self.booster, self.model, self.optimizer, self.names, with_moments)
+            load_optimizer(checkpoint, self.booster, self.model, self.optimizer, self.trained, with_moments)
 
     def train(self, first: int) -> list[float]:
         """Losses of STEPS steps from step `first` on, the same on every rank."""
@@ -115,14 +118,20 @@ class Stage:
 
     def save(self, save_dir: Path, step: int) -> Path:
         """A complete checkpoint."""
-        from colossal_llama.checkpoint import CheckpointWriter
+        from colossal_llama.checkpoint_writer import CheckpointWriter
         from colossal_llama.progress import Progress
+        from colossal_llama.weights import model_files
 
         tokenizer = AutoTokenizer.from_pretrained(save_dir.parent / "tokenizer")
+        files = model_files(self.booster, self.model)
+        save_dir.mkdir(exist_ok=True)
         writer = CheckpointWriter(
-            self.booster, self.model, self.optimizer, tokenizer, save_dir, keep=0, param_names=self.names
+            self.booster, self.model, self.optimizer, self.trained, files, tokenizer, save_dir, keep=0
         )
-        return writer.save(Progress(step=step), {}, lambda _: None)
+        writer.begin(Progress(step=step), lambda _: None)
+        path = writer.finish()
+        assert path is not None
+        return path
 
     def state(self) -> States:
         """Name -> this rank's part of AdamW's state and fp32 weights, as they are in use."""
@@ -140,7 +149,8 @@ class Stage:
         """Name -> this rank's part of the fp32 weights behind 16-bit ones."""
         from colossal_llama.optimizer_state import master_weights
 
-        return master_weights(self.model, self.optimizer, self.names)
+        masters = master_weights(self.model, self.optimizer)
+        return {self.names[i]: tensor for i, tensor in sorted(masters.items())}
 
     def steps_by_group(self) -> list[set[int]]:
         """Numbers of steps done by the parameters of each group."""
@@ -150,14 +160,25 @@ class Stage:
 
 
 def files_of(checkpoint: Path) -> States:
-    """Name -> state of every parameter in a checkpoint's optimizer files."""
+    """Name -> state of every parameter in a checkpoint's optimizer files, put together index by index."""
     directory = checkpoint / "optimizer"
-    names = json.loads((directory / "param_names.json").read_text())["names"]
+    table = json.loads((directory / "parts.json").read_text())
+    saved = {path.name: load_file(path) for path in directory.glob("rank-*.safetensors")}
     states: States = {}
-    for path in sorted(directory.glob("pytorch_optim*.bin")):
-        if path.name != "pytorch_optim_group.bin":
-            loaded = torch.load(path, weights_only=True)
-            states.update({names[i]: {k: torch.as_tensor(v) for k, v in s.items()} for i, s in loaded.items() if s})
+    for file, name, dim, start, length, begin, end in table["parts"]:
+        shape = table["shapes"][name]
+        places = torch.arange(math.prod(shape)).view(shape).narrow(dim, start, length).flatten()[begin:end]
+        for kind in ("step", "exp_avg", "exp_avg_sq", "master"):
+            value = saved[file].get(f"{name}.{kind}")
+            if value is None:
+                continue
+            if kind == "step":
+                states.setdefault(name, {})[kind] = value
+            else:
+                whole = states.setdefault(name, {}).setdefault(kind, torch.full(shape, math.nan))
+                assert whole.view(-1)[places].isnan().all(), "saved twice"
+                whole.view(-1)[places] = value
+    assert not any(value.isnan().any() for state in states.values() for value in state.values())
     return states
 
 
@@ -395,7 +416,7 @@ def save_apart(work: Path) -> str:
 def test_folders_that_hosts_do_not_share_are_refused(ranks: Ranks, work: Path) -> None:
     heard = ranks(save_apart, 2, work)
     assert heard[0] == heard[1]
-    assert "1 of 2 processes wrote their part of the checkpoint" in heard[0]
+    assert "--save_dir must be on a file system that all hosts share" in heard[0]
     assert not list((work / "host-0" / "run").iterdir())
 
 
@@ -403,19 +424,22 @@ def test_folders_that_hosts_do_not_share_are_refused(ranks: Ranks, work: Path) -
 def small(tmp_path: Path) -> tuple[nn.Module, SimpleNamespace]:
     """A model of two tensors and its optimizer, as ddp wraps it; the weight's state is saved in tmp_path."""
     model = nn.Linear(2, 3)
-    state = {"step": torch.tensor(7.0), "exp_avg": torch.full((3, 2), 0.5), "exp_avg_sq": torch.full((3, 2), 0.25)}
-    torch.save({0: state}, tmp_path / "states.bin")
-    (tmp_path / "pytorch_optim.bin.index.json").write_text(json.dumps({"weight_map": {"0": "states.bin"}}))
-    (tmp_path / "param_names.json").write_text(json.dumps({"names": ["weight"]}))
+    state = {"step": torch.tensor(7), "exp_avg": torch.full((6,), 0.5), "exp_avg_sq": torch.full((6,), 0.25)}
+    save_file({f"weight.{kind}": value for kind, value in state.items()}, tmp_path / "states.safetensors")
+    table = {"shapes": {"weight": [3, 2]}, "parts": [["states.safetensors", "weight", 0, 0, 3, 0, 6]]}
+    (tmp_path / "parts.json").write_text(json.dumps(table))
     return model, SimpleNamespace(optim=torch.optim.AdamW([model.bias, model.weight], fused=True))
+
+
+TRAINED = {"bias": (3,), "weight": (3, 2)}
 
 
 def test_states_find_their_parameter_by_name(small: tuple[nn.Module, SimpleNamespace], tmp_path: Path) -> None:
     model, optimizer = small
-    assert load_states(tmp_path, None, model, optimizer, ["bias", "weight"], with_moments=True) == 1
+    assert load_states(tmp_path, None, model, optimizer, TRAINED, with_moments=True) == 1
     assert {p: sorted(s) for p, s in optimizer.optim.state.items()} == {model.weight: ["exp_avg", "exp_avg_sq", "step"]}
-    with (tmp_path / "states.bin").open("r+b") as file:  # what was read must not hang on the file, which may change
-        file.write(bytes((tmp_path / "states.bin").stat().st_size))
+    with (tmp_path / "states.safetensors").open("r+b") as file:  # what was read must not hang on the file
+        file.write(bytes((tmp_path / "states.safetensors").stat().st_size))
     assert optimizer.optim.state[model.weight]["exp_avg"].tolist() == [[0.5, 0.5]] * 3
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -424,13 +448,27 @@ def test_states_find_their_parameter_by_name(small: tuple[nn.Module, SimpleNames
 
 
 def test_damaged_optimizer_files_are_named(small: tuple[nn.Module, SimpleNamespace], tmp_path: Path) -> None:
-    names = ["bias", "weight"]
-    (tmp_path / "states.bin").write_bytes((tmp_path / "states.bin").read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"states\.bin: not a readable optimizer file; the checkpoint is damaged"):
-        load_states(tmp_path, None, *small, names, with_moments=True)
-    (tmp_path / "param_names.json").unlink()
-    with pytest.raises(UserError, match=r"param_names\.json"):
-        load_states(tmp_path, None, *small, names, with_moments=True)
+    def loading() -> None:
+        load_states(tmp_path, None, *small, TRAINED, with_moments=True)
+
+    state = {"step": torch.tensor(7), "exp_avg": torch.full((5,), 0.5), "exp_avg_sq": torch.full((5,), 0.25)}
+    save_file({f"weight.{kind}": value for kind, value in state.items()}, tmp_path / "states.safetensors")
+    table = json.loads((tmp_path / "parts.json").read_text())
+    table["parts"][0][-2:] = [0, 5]
+    (tmp_path / "parts.json").write_text(json.dumps(table))
+    with pytest.raises(UserError, match=r"holds 5 of 6 values of weight"):
+        loading()
+    (tmp_path / "states.safetensors").write_bytes((tmp_path / "states.safetensors").read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"states\.safetensors: not a readable optimizer file .*damaged"):
+        loading()
+    (tmp_path / "parts.json").unlink()
+    with pytest.raises(UserError, match=r"parts\.json"):
+        loading()
+
+
+def test_a_parameter_of_another_shape_is_refused(small: tuple[nn.Module, SimpleNamespace], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"weight is \[3, 2\] there, \[6\] in this model"):
+        load_states(tmp_path, None, *small, {"bias": (3,), "weight": (6,)}, with_moments=True)
 
 
 def test_checkpoint_of_an_older_version_names_the_way_out(tmp_path: Path) -> None:

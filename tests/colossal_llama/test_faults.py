@@ -103,7 +103,8 @@ def test_a_disk_that_fills_up_under_another_rank(runs_of_two: Runs) -> None:
     strike = Strike("full disk", 1, ".epoch-0_step-2.partial/", rank=1)
     codes, job = runs_of_two.run(2, strike)
     assert codes == [2, 2], job.said
-    assert ["no space left" in error for error in job.errors] == [True], job.said
+    (error,) = job.errors
+    assert str(save_dir.parent) in error and "no space left" in error and "free some" in error
     assert latest_step(save_dir) == 1
     assert flaws_of(save_dir) == []
     runs_of_two.goes_on(2)
@@ -137,7 +138,7 @@ def test_a_disk_that_becomes_read_only_in_a_save(runs: Runs) -> None:
 
 def test_a_directory_that_vanishes_while_the_run_goes_on(runs: Runs, tmp_path: Path) -> None:
     save_dir, elsewhere = runs.anew(), tmp_path / "elsewhere"
-    job = runs.launcher.start(1, save_dir, **{**runs.flags, "max_steps": 200, "num_epochs": 50})
+    job = runs.launcher.start(1, save_dir, **{**runs.flags, "max_steps": 100, "num_epochs": 9})
     for _ in until((save_dir / "latest").exists, 100):
         pass
     save_dir.rename(elsewhere)
@@ -192,8 +193,8 @@ def flip_a_bit(path: Path) -> None:
 
 
 def cut(path: Path) -> None:
-    """Of its last byte."""
-    path.write_bytes(path.read_bytes()[:-1])
+    """In half, as a full disk or a lost connection does."""
+    os.truncate(path, path.stat().st_size // 2)
 
 
 def largest_in(directory: Path, folder: str) -> Path:
@@ -251,7 +252,6 @@ POINTERS: dict[str, Callable[[Path], Any]] = {
     "of nothing": lambda path: path.write_text("epoch-0_step-7\n"),
     "of no checkpoint": lambda path: path.write_text("../..\n"),
     "no text": lambda path: path.write_bytes(b"\xff\xfe\x00"),
-    "a folder": lambda path: (path.unlink(), path.mkdir()),
 }
 
 

@@ -67,9 +67,7 @@ def kill_after(seconds: float, job: Job) -> list[int]:
     return job.kill()
 
 
-def test_killed_at_random_moments_a_run_ends_in_the_same_bits(
-    launcher: Launcher, begin: Begin, tmp_path: Path
-) -> None:
+def test_killed_at_random_moments_a_run_ends_in_the_same_bits(launcher: Launcher, begin: Begin, tmp_path: Path) -> None:
     """One run, killed again and again, each time somewhere in what is left of it."""
     campaign = AT_RANDOM[0]
     flags, expected, seconds, _ = begin(campaign)
@@ -130,7 +128,7 @@ def test_what_is_saved_is_on_the_disk_before_it_has_its_name(launcher: Launcher,
             aside = f".{final}.partial{name.removeprefix(final)}"
             for one in (aside, str(Path(aside).parent)):
                 assert changed.get(one, 0) < synced[one] < renamed[final], one
-    assert renamed["epoch-0_step-2"] < synced[str(tmp_path / "run")] , "the new names themselves"
+    assert renamed["epoch-0_step-2"] < synced[str(tmp_path / "run")], "the new names themselves"
 
 
 # --- the campaigns of make soak ---------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from transformers import Qwen2ForCausalLM as Qwen2
 
 from colossal_llama import lora
 from colossal_llama.model import load_lora_model, load_model
+from tests.colossal_llama.runs import write_adapter
 from tests.conftest import argv_of
 from tokenizer_tools.command import UserError
 
@@ -79,7 +80,7 @@ def logits_of(model: torch.nn.Module) -> torch.Tensor:
 
 def save(model: peft.PeftModel, directory: Path) -> Path:
     directory.mkdir()
-    lora.save_adapter(model, directory)
+    write_adapter(model, directory)
     return directory
 
 

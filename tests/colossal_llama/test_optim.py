@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from colossal_llama.config import TrainConfig
 from colossal_llama.model import freeze_non_embeddings
-from colossal_llama.optim import make_optimizer, parameter_groups, parameter_names
+from colossal_llama.optim import make_optimizer, parameter_groups, trained_shapes
 from tests.colossal_llama.runs import weights_of
 
 LR, EMBEDS_LR, DECAY = 1e-2, 3e-3, 0.3
@@ -127,12 +127,13 @@ def test_steps_are_those_of_adamw_with_groups_made_by_hand() -> None:
 def test_names_are_in_the_order_of_the_groups() -> None:
     model = llama(tie_word_embeddings=True)
     optimizer = make_optimizer(model, LR, DECAY, for_gemini=False, embeds_lr=EMBEDS_LR)
-    names = parameter_names(model, optimizer)
+    shapes = trained_shapes(model, optimizer)
     ids = [index for group in optimizer.state_dict()["param_groups"] for index in group["params"]]
-    own = dict(model.named_parameters())
+    names, own = list(shapes), dict(model.named_parameters())
     flat = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(names) == sorted(own) and ids == list(range(len(names)))
     assert all(own[names[index]] is flat[index] for index in ids)
+    assert all(shapes[name] == tuple(own[name].shape) for name in names)
     assert names[-1] == "model.embed_tokens.weight" and "norm" in names[-2]
 
 

@@ -190,6 +190,7 @@ def test_without_arguments_the_command_line_is_read(monkeypatch: pytest.MonkeyPa
             "error: a/b: Permission denied; nothing half-written was left behind\n",
         ),
         (KeyboardInterrupt(), 130, "error: interrupted; nothing half-written was left behind\n"),
+        (KeyboardInterrupt("interrupted again: x"), 130, "error: interrupted again: x\n"),
         (Stopped("stopped by SIGTERM,\n saved in x"), 75, "stopped by SIGTERM, saved in x\n"),
     ],
 )
