@@ -1,10 +1,10 @@
 """How long a checkpoint stops the training: written in the background against waiting for it, in turns, on one state.
 
-train.py's own loop, written out: zero2 and ddp on one and two processes, a Llama of 134 million parameters. In each round
-a save that is waited for, some undisturbed steps, and a save in the background with the steps that it disturbs. A pause is
-all that the loop waits for: the copy into host memory, and later the manifest and the rename.
+train.py's own loop, written out: zero2 and ddp on one and two processes, a Llama of 134 million parameters. In each
+round a save that is waited for, some undisturbed steps, and a save in the background with the steps that it disturbs.
+A pause is all that the loop waits for: the copy into host memory, and later the manifest and the rename.
 
-    python benchmarks/saving.py [--rounds 5] [--json]
+    python benchmarks/saving.py [--rounds 3] [--json]
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ MODEL = {
 class BenchmarkConfig:
     """Measure how long a save stops the training, with and without the background."""
 
-    rounds: int = 5
+    rounds: int = 3
     """Rounds; in each both ways of saving have their turn."""
     steps: int = 5
     """Undisturbed steps of a round."""

@@ -80,7 +80,7 @@ def latest_checkpoint(save_dir: Path) -> Checkpoint | None:
     complete = complete_checkpoints(save_dir) if save_dir.is_dir() else []
     pointer = save_dir / LATEST
     name = pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.is_file() else ""
-    if NAME.fullmatch(name) and (save_dir / name).is_dir():
+    if name and name == Path(name).name and (save_dir / name).is_dir():  # its owner may have renamed it
         candidates = [save_dir / name, *_before(save_dir / name)]
     else:
         candidates = complete[::-1]

@@ -86,6 +86,7 @@ class CheckpointWriter:
         self.num_bytes = sum(sizes) + SMALL_FILES_BYTES
         """Size of one checkpoint."""
         self._open: _Open | None = None
+        self._deletion: Future[None] | None = None
         self._log = main_rank_logger(__name__)
 
     def check_space(self) -> None:
@@ -100,6 +101,7 @@ class CheckpointWriter:
         if self._open is not None:
             self._log.info("the checkpoint before this one is still being written: waiting for it")
             self.finish()
+        self.close()
         target = self._save_dir / f"epoch-{progress.epoch}_step-{progress.step}"
         aside = target.with_name(f".{target.name}{PARTIAL_SUFFIX}")
         on_main(lambda: self._make_room(aside))
@@ -147,6 +149,11 @@ class CheckpointWriter:
             raise
         self._log.info(f"saved {opened.target}")
         return opened.target
+
+    def close(self) -> None:
+        """Wait until the checkpoints that were too old are gone from the disk."""
+        if self._deletion is not None:
+            self._deletion.result()
 
     def save_final_model(self, files: ModelFiles) -> Path:
         """Write the model alone to `<save_dir>/modeling`, ready for AutoModelForCausalLM.from_pretrained."""
@@ -214,9 +221,10 @@ class CheckpointWriter:
         _replace(opened.aside, opened.target)
         write_whole_file(self._save_dir / LATEST, opened.target.name + "\n")
         if self._keep:
-            for old in complete_checkpoints(self._save_dir)[: -self._keep]:
-                if old != opened.target:  # a later one may lie there, whose run was killed before it became `latest`
-                    _delete(old)
+            too_old = complete_checkpoints(self._save_dir)[: -self._keep]
+            # a later one may lie there, whose run was killed before it became `latest`
+            hidden = [_hidden(old) for old in too_old if old != opened.target]
+            self._deletion = in_background(lambda: _delete(hidden))
 
 
 @contextmanager
@@ -236,7 +244,7 @@ def _written(directory: Path, files: Mapping[str, Tensors], with_small_files: bo
     """Write `files` into `directory`; size and hash of each, once they are on the disk.
 
     with_small_files: also of what rank 0 has put there. The other ranks, which are just writing into the same folders,
-    write tensor files below the uppermost one, and no others.
+    write tensor files below the uppermost one, under hidden names at first, and no others.
     """
     names = set(files)
     for name, tensors in files.items():
@@ -246,6 +254,7 @@ def _written(directory: Path, files: Mapping[str, Tensors], with_small_files: bo
     if with_small_files:
         found = (path for path in directory.rglob("*") if path.is_file())
         small = (path for path in found if path.suffix != TENSORS or path.parent == directory)
+        small = (path for path in small if not path.name.startswith("."))
         names |= {str(path.relative_to(directory)) for path in small}
     return {name: _synced(directory / name) for name in sorted(names)}
 
@@ -275,14 +284,19 @@ def _make_empty(directory: Path) -> None:
 def _replace(aside: Path, target: Path) -> None:
     finish_tree(aside)
     if target.exists():
-        _delete(target)
+        shutil.rmtree(_hidden(target))
     aside.rename(target)
     sync(target.parent)
 
 
-def _delete(directory: Path) -> None:
-    """Under another name first: a kill in the middle must not leave half of what is named like a whole one."""
+def _hidden(directory: Path) -> Path:
+    """`directory` under another name, to be deleted: a kill must not leave half of what is named like a whole one."""
     old = directory.with_name(f".{directory.name}.old{PARTIAL_SUFFIX}")
     shutil.rmtree(old, ignore_errors=True)
     directory.rename(old)
-    shutil.rmtree(old)
+    return old
+
+
+def _delete(directories: list[Path]) -> None:
+    for directory in directories:
+        shutil.rmtree(directory, ignore_errors=True)

@@ -101,6 +101,7 @@ class Saver:
         """Wait for all that is still being done. The path of a checkpoint that was open until now."""
         path = self.finish()
         self._record_health()
+        self._engine.writer.close()
         return path
 
     def _record_health(self) -> None:

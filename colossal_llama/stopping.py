@@ -22,7 +22,7 @@ REPEAT_SECONDS = 1.0
 LEFT_AT_ONCE = "interrupted again: what was not saved yet is lost; the same command goes on from the last checkpoint"
 DURATION_RULE = "such as 90s, 45m, 4h, 1h30m, 04:00:00 or 1-12:00:00 (days-hours:minutes:seconds)"
 UNITS = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
-CLOCK = re.compile(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)")
+CLOCK = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)")
 SECONDS = (86400, 3600, 60, 1)
 
 

@@ -1,7 +1,7 @@
 """Training processes that die, or run out of disk, at a chosen moment; and what a dead run must have left on the disk.
 
-A server imports all that train.py imports, once, and forks the ranks of every trial, so that a start costs no import. It
-runs under disk_shim.c (LD_PRELOAD), which numbers the writing calls of a rank below --save_dir and strikes at one of
+A server imports all that train.py imports, once, and forks the ranks of every trial, so that a start costs no import.
+It runs under disk_shim.c (LD_PRELOAD), which numbers the writing calls of a rank below --save_dir and strikes at one of
 them. Where no C compiler is found, Python's audit hook numbers those of Python itself: no writes, no fsync, no Rust.
 """
 
@@ -55,6 +55,9 @@ class Strike:
     """The wall clock jumps forth and back by so much all the time."""
     has_little_space: bool = False
     """Once there is a checkpoint, the disk says that no more is free."""
+
+
+NOTHING = Strike()
 
 
 class Job:
@@ -116,7 +119,7 @@ class Launcher:
         )
         self._answer()  # it is ready
 
-    def start(self, world_size: int, save_dir: Path, strike: Strike = Strike(), **flags: Any) -> Job:
+    def start(self, world_size: int, save_dir: Path, strike: Strike = NOTHING, **flags: Any) -> Job:
         """Start `world_size` ranks of `train.py --save_dir save_dir ...` in a process group of their own."""
         self._num_jobs += 1
         log = self._directory / f"job-{self._num_jobs}"
@@ -131,7 +134,7 @@ class Launcher:
         print(json.dumps(order), file=self._server.stdin, flush=True)
         return Job(self._server, self._answer(), log)
 
-    def run(self, world_size: int, save_dir: Path, strike: Strike = Strike(), **flags: Any) -> tuple[list[int], Job]:
+    def run(self, world_size: int, save_dir: Path, strike: Strike = NOTHING, **flags: Any) -> tuple[list[int], Job]:
         """Start and wait: (exit codes, the job)."""
         job = self.start(world_size, save_dir, strike, **flags)
         return job.wait(), job
@@ -205,7 +208,7 @@ def _train(order: dict[str, Any], rank: int, port: int) -> int:
     os.dup2(said, 2)
     signal.alarm(RUN_TIMEOUT_SECONDS)  # a hang is a failure, not a wait
     strike = Strike(**order["strike"])
-    _arm(strike if strike.rank == rank else Strike(), Path(order["save_dir"]), trace_of(Path(order["log"]), rank))
+    _arm(strike if strike.rank == rank else NOTHING, Path(order["save_dir"]), trace_of(Path(order["log"]), rank))
     return train.main(order["argv"])
 
 

@@ -45,6 +45,7 @@ def with_nan(model_dir: Path, target: Path, name: str, index: int) -> Path:
     tensors = load_file(path)
     tensors[name][index] = float("nan")
     save_file(tensors, path, {"format": "pt"})
+    (target / "manifest.json").unlink()  # which says what the file was before
     return target
 
 

@@ -152,6 +152,7 @@ def model_dir(
         weights = load_file(path)
         biases = {n: torch.randn(w.shape, generator=generator) for n, w in weights.items() if n.endswith("bias")}
         save_file(weights | biases, path, metadata={"format": "pt"})
+    (directory / "model" / "manifest.json").unlink()  # which says what the weights were before
     return directory / "model"
 
 

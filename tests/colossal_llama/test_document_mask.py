@@ -106,7 +106,8 @@ def test_mask_is_that_of_asking_every_pair_of_tokens(rows: list[list[int]], wind
     starts = [row * length + sum(lengths[:place]) for row, lengths in enumerate(rows) for place in range(len(lengths))]
     borders = document_borders(positions)
     assert (borders.tolist(), borders.dtype) == ([*starts, len(rows) * length], torch.int32)
-    parts = [Batch(part, part, part, part, document_borders(part), [0]) for part in positions.split(1)]
+    row = torch.tensor([1])
+    parts = [Batch(part, part, part, part, document_borders(part), row, [0]) for part in positions.split(1)]
     assert joined(parts).document_borders.tolist() == borders.tolist()
 
 

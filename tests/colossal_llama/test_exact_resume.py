@@ -15,7 +15,6 @@ import pytest
 
 from tests.colossal_llama.parity import CONFIGURATIONS, Configuration
 from tests.colossal_llama.runs import ROW_LENGTH, stopped_copy
-from tests.conftest import read_metrics
 
 Train = Callable[..., list[dict[str, Any]]]
 ROWS_PER_STEP = 32
@@ -155,8 +154,8 @@ def record(name: str, precision: str, different: list[int]) -> None:
 
 HEAD = f"""# Resumed after every step
 
-Written by `make soak` (tests/colossal_llama/test_exact_resume.py). Each configuration of [parity.md](parity.md) trains
-{LAST} steps of {ROWS_PER_STEP} rows in two micro-batches a rank, {STAGE_STEPS} of them the embeddings alone, through two
+Written by `make soak` (tests/colossal_llama/test_exact_resume.py). Each configuration of [parity.md](parity.md)
+trains {LAST} steps of {ROWS_PER_STEP} rows in two micro-batches a rank, {STAGE_STEPS} of them the embeddings alone, through two
 epochs of 130 rows. Then its folder is set back to each of its checkpoints in turn, the later lines of metrics.jsonl
 spoilt, and the same command started in new processes. The same bits: every figure of metrics.jsonl but times (loss,
 gradient norm, row chain, ...), the last checkpoint's weights and optimizer files, and the finished model.

@@ -251,8 +251,7 @@ def test_another_model_than_the_trainers_is_refused(
     """Weights, hashes and all are in order, but they are not what was trained."""
     path = checkpoint / "modeling" / "model.safetensors"
     tensors = load_file(path)
-    one, other = (f"model.layers.{number}.mlp.up_proj.weight" for number in (1, 2))
-    tensors[one], tensors[other] = tensors[other].clone(), tensors[one].clone()
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].flip(0)
     save_file(tensors, path, metadata={"format": "pt"})
     seal(checkpoint)
     assert run_export(checkpoint, tmp_path / "exported") == 2
@@ -306,7 +305,7 @@ def test_more_pieces_than_rows_are_refused(
 def test_process_that_cannot_load_the_files_says_why(checkpoint: Path) -> None:
     told = read_probe(checkpoint)
     (checkpoint / "modeling" / "model.safetensors").write_bytes(b"half")
-    with pytest.raises(RuntimeError, match="a new process could not load what was written: .*HeaderTooSmall"):
+    with pytest.raises(RuntimeError, match="a new process could not load what was written: .*header too small"):
         reread.reread(checkpoint / "modeling", told.input_ids, told.positions)
 
 

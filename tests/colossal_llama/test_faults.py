@@ -1,4 +1,4 @@
-"""What goes wrong around a run: disks, clocks, ranks and files. One line says what to do; no step is lost or half-saved."""
+"""What goes wrong around a run, disks, clocks, ranks and files: one line says what to do, and nothing is half-saved."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.colossal_llama.killing import End, Job, Launcher, Strike, end_of, flaws_of, latest_step, until
+from tests.colossal_llama.killing import NOTHING, End, Job, Launcher, Strike, end_of, flaws_of, latest_step, until
 
 Flags = dict[str, Any]
 KILLED, HUNG = -9, -14
@@ -40,11 +40,11 @@ class Runs:
         shutil.copytree(self.stopped, self.save_dir)
         return self.save_dir
 
-    def run(self, world_size: int = 1, strike: Strike = Strike(), **more: Any) -> tuple[list[int], Job]:
+    def run(self, world_size: int = 1, strike: Strike = NOTHING, **more: Any) -> tuple[list[int], Job]:
         """train.py at that place."""
         return self.launcher.run(world_size, self.save_dir, strike, **{**self.flags, **more})
 
-    def refused(self, *words: str, strike: Strike = Strike(), **more: Any) -> None:
+    def refused(self, *words: str, strike: Strike = NOTHING, **more: Any) -> None:
         """train.py ends with exit code 2 and one line, which holds these words, and leaves nothing half-written."""
         codes, job = self.run(1, strike, **more)
         assert codes == [2], job.said

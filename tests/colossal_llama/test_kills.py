@@ -6,7 +6,6 @@ A few kills always; `make soak` has the campaigns of docs/kills.md: random momen
 from __future__ import annotations
 
 import random
-import re
 import shutil
 import subprocess
 import sys
@@ -106,7 +105,7 @@ WRITES = ("write", "writev", "pwrite", "pwrite64", "sendfile64", "ftruncate64", 
 
 
 def test_what_is_saved_is_on_the_disk_before_it_has_its_name(launcher: Launcher, begin: Begin, tmp_path: Path) -> None:
-    """A power failure loses what was not synced: each file after its last change, then its folder, before the rename."""
+    """A power failure loses what was not synced: each file after its last change, and its folder, before the rename."""
     flags, expected, _, calls = begin(AT_CALLS[0])
     if launcher.shim is None:
         return  # Python's audit hook sees no fsync

@@ -18,7 +18,7 @@ PATIENCE_SECONDS = 20
 def step_of(number: int) -> list[Batch]:
     """A step of one micro-batch that holds its number."""
     ids = torch.full((1, 2), number)
-    return [Batch(ids, ids, ids, ids, ids, [number])]
+    return [Batch(ids, ids, ids, ids, ids, ids, [number])]
 
 
 def numbers_of(steps: Iterator[list[Batch]]) -> list[int]:

@@ -36,34 +36,6 @@ def test_a_model_directory_is_not_taken_for_a_run(
         assert (other_model / "config.json").read_bytes() == before
 
 
-def test_a_whole_run_is_no_checkpoint(
-    zero2_run: Path, flags: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_train(argv_of(load_checkpoint=zero2_run, save_dir=tmp_path / "new", **flags)) == 2
-    assert "is a run; name one of its epoch-E_step-S folders" in capsys.readouterr().err
-
-
-def test_a_damaged_latest_names_the_way_out(
-    zero2_run: Path, zero2_flags: dict[str, Any], tmp_path: Path, train: Train, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = shutil.copytree(zero2_run, tmp_path / "run")
-    (run / "epoch-0_step-8" / "running_states.json").write_text("{}")
-    assert run_train(argv_of(save_dir=run, **zero2_flags)) == 2
-    assert f"write the name of an older one into {run / 'latest'}" in capsys.readouterr().err
-    (run / "latest").write_text("epoch-0_step-4\n")
-    assert [step["step"] for step in train(2, run, **zero2_flags)] == list(range(1, 9))
-
-
-def test_an_unreadable_optimizer_ends_every_rank_in_one_line(
-    zero2_run: Path, zero2_flags: dict[str, Any], tmp_path: Path, ranks: Callable[..., list[Any]]
-) -> None:
-    """A file of the right size that cannot be read: nobody may wait for the others."""
-    run = stopped_copy(zero2_run, tmp_path / "run", 4)
-    states = next((run / "epoch-0_step-4" / "optimizer").glob("pytorch_optim-*.bin"))
-    states.write_bytes(b"\xff" * states.stat().st_size)
-    assert ranks(run_train, 2, argv_of(save_dir=run, **zero2_flags)) == [2, 2]
-
-
 def test_a_run_goes_on_under_another_plugin(
     zero2_run: Path, zero2_flags: dict[str, Any], tmp_path: Path, train: Train
 ) -> None:

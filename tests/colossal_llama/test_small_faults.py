@@ -227,7 +227,7 @@ def test_evaluation_asks_without_gradients_or_dropout_and_training_goes_on(monke
     """A model that stays in evaluation mode has no dropout and, silently, no gradient checkpointing any more."""
     monkeypatch.setattr(step, "all_reduce_sum", lambda values: values)
     row = torch.arange(4)[None]
-    batch = Batch(row, row, row, torch.zeros_like(row), torch.tensor([0, 4], dtype=torch.int32), [0])
+    batch = Batch(row, row, row, torch.zeros_like(row), torch.tensor([0, 4], dtype=torch.int32), torch.tensor([1]), [0])
     asked = Model()
     text: Any = SimpleNamespace(count=lambda ids, positions: (torch.ones_like(ids), torch.ones_like(ids)))
     stepper_of(asked, []).evaluate([batch, batch], 1, text)
@@ -242,7 +242,7 @@ def test_a_leap_of_the_loss_is_judged_before_the_weights_move(
     """The gradient norm, which is judged again inside the update, is finite here: only the loss tells."""
     monkeypatch.setattr(step, "all_reduce_sum", lambda values: values)
     row = torch.arange(4)[None]
-    batch = Batch(row, row, row, torch.zeros_like(row), torch.tensor([0, 4], dtype=torch.int32), [0])
+    batch = Batch(row, row, row, torch.zeros_like(row), torch.tensor([0, 4], dtype=torch.int32), torch.tensor([1]), [0])
     asked = Model()
     asked.weight = nn.Parameter(torch.ones(()))
     optimizer: Any = torch.optim.AdamW(asked.parameters(), lr=0.1, weight_decay=0.0, fused=True)
@@ -282,24 +282,16 @@ def test_a_step_is_forecast_as_three_passes_or_four(
     assert forecast.seconds_per_step(run, here) is None, "the run has ended"
 
 
-def test_a_checkpoint_knows_what_is_not_yet_logged() -> None:
-    """The tokens of a category are counted when the metrics are flushed, so that comes first."""
-    metrics: Any = SimpleNamespace(tokens_by_category={"docs": 1}, leave_out_time_since=lambda start: None)
-    metrics.flush = lambda: metrics.tokens_by_category.update(docs=9)
-    run: Any = SimpleNamespace(
-        seen_ids=SimpleNamespace(merged=lambda device: torch.ones(3, dtype=torch.bool)),
-        cluster=SimpleNamespace(device=CPU, is_main=False),
-        plan=SimpleNamespace(schedule_after=lambda done: {"step": done}),
-    )
-    saved: list[tuple[Progress, dict[str, Any]]] = []
-    here: Any = SimpleNamespace(
-        stepper=SimpleNamespace(guard=SimpleNamespace(running_loss=lambda: RunningLoss(4.0, 0.5))),
-        writer=SimpleNamespace(save=lambda progress, schedule, write: saved.append((progress, schedule))),
-    )
-    loop.save(run, here, metrics, Progress(step=7))
-    ((progress, schedule),) = saved
-    assert progress == Progress(step=7, tokens_by_category={"docs": 9}, loss_weighted_sum=4.0, loss_weight=0.5)
-    assert schedule == {"step": 7}
+def test_a_checkpoint_knows_what_is_not_yet_logged(
+    train: Callable[..., list[dict[str, Any]]], flags: dict[str, Any], tmp_path: Path
+) -> None:
+    """Tokens of a category and the row chain are taken when the metrics are flushed, so that comes first."""
+    steps = train(1, tmp_path / "run", **flags, max_steps=3, save_interval=2, log_interval=100)
+    for step, folder in ((2, "epoch-0_step-2"), (3, "epoch-0_step-3")):
+        progress = json.loads((tmp_path / "run" / folder / "running_states.json").read_text())
+        assert sum(progress["tokens_by_category"].values()) == progress["num_tokens_seen"] > 0
+        assert progress["num_tokens_seen"] == steps[step - 1]["num_tokens_seen"]
+        assert progress["row_chain"] == steps[step - 1]["row_chain"]
 
 
 STEPS, SAVED, INTERVAL = 5, 2, 3
