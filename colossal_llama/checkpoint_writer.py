@@ -155,8 +155,11 @@ class CheckpointWriter:
         if self._deletion is not None:
             self._deletion.result()
 
-    def save_final_model(self, files: ModelFiles) -> Path:
-        """Write the model alone to `<save_dir>/modeling`, ready for AutoModelForCausalLM.from_pretrained."""
+    def save_final_model(self, files: ModelFiles, seal: Callable[[Path], None]) -> Path:
+        """Write the model alone to `<save_dir>/modeling`, ready for AutoModelForCausalLM.from_pretrained.
+
+        `seal`: what rank 0 does with the whole directory before it gets its name.
+        """
         target = self._save_dir / MODELING
         aside = target.with_name(f".{MODELING}{PARTIAL_SUFFIX}")
         on_main(lambda: _make_empty(aside))
@@ -170,6 +173,7 @@ class CheckpointWriter:
 
         try:
             together(write)
+            on_main(lambda: seal(aside))
             on_main(lambda: _replace(aside, target))
         except BaseException:
             if dist.get_rank() == 0:

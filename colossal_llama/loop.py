@@ -26,6 +26,7 @@ from colossal_llama.start import latest_start
 from colossal_llama.step import StepResult
 from colossal_llama.stopping import Reason, StopRequests, stop_requests
 from tokenizer_tools.command import Stopped
+from tokenizer_tools.lineage import seal_model
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,9 @@ def train_stage(run: Run, engine: Engine, watch: Watch) -> bool:
         )
     if not is_finished:
         return False
-    final = engine.writer.save_final_model(engine.final_files())
+    final = engine.writer.save_final_model(
+        engine.final_files(), lambda model_dir: seal_model(model_dir, run.lineage, run.bins.tokenizer_fingerprint)
+    )
     main_rank_logger(__name__).info(
         f"finished: {progress.step} steps{f', {anomalies.num_bad} of them bad' if anomalies.num_bad else ''}, "
         f"model in {final}"

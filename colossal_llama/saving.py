@@ -15,7 +15,7 @@ from colossal_llama.control import Agreement
 from colossal_llama.engine import Engine
 from colossal_llama.loss_scale import loss_scale_state
 from colossal_llama.metrics import Metrics
-from colossal_llama.probe import probe_row, write_probe
+from colossal_llama.probe import MOST_TOKENS, Probe, probe_row, write_probe
 from colossal_llama.progress import Progress
 from colossal_llama.row_health import health_line, row_health, write_seen_ids
 from colossal_llama.start import RUN_CONFIG
@@ -54,18 +54,12 @@ class Saver:
             loss_scale=loss_scale_state(engine.stepper.optimizer),
         )
         config = run.config
-        probe = trainer_probe(
-            engine.stepper,
-            probe_row(run.tokenizer, run.row_length),
-            config.micro_batch_size,
-            config.accumulation_steps,
-            run.cluster.device,
-        )
+        probe = _probe(run, engine)
 
         def write_more(aside: Path) -> None:
             write_json(aside / "lr_scheduler", run.plan.schedule_after(progress.step))
             write_json(aside / RUN_CONFIG, config.as_json())
-            write_json(aside / LINEAGE, getattr(run, 'lineage', {}))
+            write_json(aside / LINEAGE, run.lineage)
             write_seen_ids(aside, seen)
             if probe is not None:
                 write_probe(probe, aside)
@@ -112,3 +106,14 @@ class Saver:
         if health is not None:
             self._metrics.record_row_health(self._health_step, health, health_line(health))
 
+
+def _probe(run: Run, engine: Engine) -> Probe | None:
+    """What the model as it trains makes of a fixed text, for the readers of its files; on rank 0.
+
+    One short row: the training waits for it. A pipeline keeps the shapes that it has seen.
+    """
+    config, stepper = run.config, engine.stepper
+    num_rows = config.micro_batch_size if stepper.is_pipeline else 1
+    length = run.row_length if stepper.is_pipeline or config.sp > 1 else min(run.row_length, MOST_TOKENS)
+    row = probe_row(run.tokenizer, length)
+    return trainer_probe(stepper, row, num_rows, config.accumulation_steps, run.cluster.device)

@@ -99,7 +99,7 @@ def _given_checkpoint(given: Path) -> Checkpoint | None:
     if kind == "checkpoint":
         return open_checkpoint(given)
     checkpoint = latest_checkpoint(given) if kind == "run" else None
-    if False:
+    if kind == "run" and checkpoint is None:
         raise UserError(
             f"--load_checkpoint {given}: a run without a complete checkpoint yet; name another one, or leave it away"
         )

@@ -24,7 +24,9 @@ class Campaign:
     flags: dict[str, Any] = field(default_factory=dict)
     effect: Effect = "kill group"
     every: int = 1
-    """Strike at every so manieth writing call."""
+    """Strike at every so manieth writing call,"""
+    since: str = ""
+    """from the first one on whose path holds this."""
     rank: int = 0
     """The rank whose calls are counted."""
 
@@ -32,6 +34,8 @@ class Campaign:
 ACCUMULATED = {"micro_batch_size": 1, "accumulation_steps": 2, "max_steps": 6, "save_interval": 2}
 STAGED = {**ACCUMULATED, "stages": ["embeds,steps=3", "all"], "keep_checkpoints": 2}
 TWO_SAVES = {"micro_batch_size": 2, "max_steps": 2, "save_interval": 1, "keep_checkpoints": 1, "warmup_steps": 1}
+
+SECOND = "the second save and the end"
 
 AT_RANDOM = [
     Campaign("random-zero2", "zero2, two stages, at random", 15, 2, STAGED),
@@ -42,10 +46,19 @@ AT_RANDOM = [
 ]
 TORCHRUN = Campaign("torchrun", "zero2 under torchrun, imports and all, at random", 6, 2, STAGED)
 AT_CALLS = [
-    Campaign("calls", "zero2, at every writing call", 100, 1, TWO_SAVES),
-    Campaign("calls-two", "zero2, at every 5th writing call of rank 0", 20, 2, TWO_SAVES, every=5),
-    Campaign("one-rank", "zero2, rank 1 alone at each of its calls", 2, 2, TWO_SAVES, "kill process", 1, rank=1),
-    Campaign("full-disk", "zero2, the disk full from every 5th writing call on", 20, 1, TWO_SAVES, "full disk", 5),
+    Campaign("calls", f"zero2, at every writing call of {SECOND}", 100, 1, TWO_SAVES, since="step-2"),
+    Campaign("calls-two", "zero2, at every 9th writing call of rank 0", 20, 2, TWO_SAVES, every=9),
+    Campaign("one-rank", "zero2, rank 1 alone at each of its writing calls", 8, 2, TWO_SAVES, "kill process", rank=1),
+    Campaign(
+        "full-disk",
+        f"zero2, the disk full from every 5th of {SECOND} on",
+        20,
+        1,
+        TWO_SAVES,
+        "full disk",
+        5,
+        since="step-2",
+    ),
 ]
 CAMPAIGNS = [*AT_RANDOM, TORCHRUN, *AT_CALLS]
 

@@ -77,10 +77,9 @@ class Job:
         assert self._server.stdout is not None
         return json.loads(self._server.stdout.readline())
 
-    @property
-    def calls(self) -> list[list[str]]:
-        """Counted calls of rank 0 in their order: [name, path]."""
-        lines = trace_of(self._log, 0).read_text(encoding="utf-8").splitlines()
+    def calls(self, rank: int = 0) -> list[list[str]]:
+        """Counted calls of one rank in their order: [name, path]."""
+        lines = trace_of(self._log, rank).read_text(encoding="utf-8").splitlines()
         return [line.split(" ", 1) for line in lines]
 
     @property

@@ -116,7 +116,7 @@ def test_too_little_space_is_seen_before_anything_is_written(runs: Runs) -> None
     assert codes == [2], job.said
     (error,) = job.errors
     assert str(save_dir) in error and "free" in error and "--keep_checkpoints" in error
-    assert [path for _, path in job.calls if "step-2" in path] == []
+    assert [path for _, path in job.calls() if "step-2" in path] == []
     assert latest_step(save_dir) == 1
     runs.goes_on()
 
@@ -177,6 +177,8 @@ def test_a_rank_that_dies_in_a_save(runs_of_two: Runs) -> None:
     codes, job = runs_of_two.run(2, Strike("kill process", 1, ".epoch-0_step-2.partial/", rank=1))
     assert codes[1] == KILLED, job.said
     assert codes[0] in (1, 2), job.said
+    lines = [line for line in job.said.splitlines() if "rank 0: another process of this run has ended" in line]
+    assert len(lines) == 1 and "same command" in lines[0], job.said
     assert latest_step(save_dir) == 1
     assert flaws_of(save_dir) == []
     runs_of_two.goes_on(2)

@@ -33,7 +33,7 @@ Begin = Callable[[Campaign], tuple[Flags, End, float, list[list[str]]]]
 
 @pytest.fixture
 def begin(launcher: Launcher, flags: Flags, tmp_path: Path) -> Begin:
-    """A run that nobody kills, in `tmp_path / "run"`, then moved away: (flags, its end, its seconds, rank 0's calls).
+    """A run that nobody kills, in `tmp_path / "run"`, then moved away: (flags, its end, its seconds, the calls of one rank).
 
     The killed runs have the same path: it is in the configuration that a checkpoint holds.
     """
@@ -47,7 +47,7 @@ def begin(launcher: Launcher, flags: Flags, tmp_path: Path) -> Begin:
         assert flaws_of(tmp_path / "run") == []
         end = end_of(tmp_path / "run")
         shutil.rmtree(tmp_path / "run")
-        return all_flags, end, seconds, job.calls
+        return all_flags, end, seconds, job.calls(campaign.rank)
 
     return run
 
@@ -79,13 +79,13 @@ def test_killed_at_random_moments_a_run_ends_in_the_same_bits(launcher: Launcher
     finish(launcher, campaign.world_size, save_dir, flags, expected)
 
 
-MOMENTS = {
-    "the first file of the first checkpoint": "open {run}/.epoch-0_step-1",
-    "before the first checkpoint has its name": "rename {run}/epoch-0_step-1\n",
-    "before it is the latest": "rename {run}/latest\n",
-    "before the second checkpoint has its name": "rename {run}/epoch-0_step-2\n",
-    "while an old one makes way": "rmdir {run}/",
-    "before the finished model has its name": "rename {run}/modeling\n",
+MOMENTS = {  # the nth call of this text
+    "the first file of the first checkpoint": (1, "open {run}/.epoch-0_step-1"),
+    "before the first checkpoint has its name": (1, "rename {run}/epoch-0_step-1\n"),
+    "before it is the latest": (1, "rename {run}/latest\n"),
+    "before the second checkpoint has its name": (1, "rename {run}/epoch-0_step-2\n"),
+    "while the first one makes way": (2, "{run}/.epoch-0_step-1"),
+    "before the finished model has its name": (1, "rename {run}/modeling\n"),
 }
 
 
@@ -93,8 +93,8 @@ def test_killed_at_the_turning_points_of_a_save(launcher: Launcher, begin: Begin
     campaign = AT_CALLS[0]
     flags, expected, _, _ = begin(campaign)
     save_dir = tmp_path / "run"
-    for moment, text in MOMENTS.items():
-        strike = Strike("kill group", 1, text.format(run=save_dir))
+    for moment, (number, text) in MOMENTS.items():
+        strike = Strike("kill group", number, text.format(run=save_dir))
         codes, job = launcher.run(campaign.world_size, save_dir, strike, **flags)
         assert codes == [KILLED], f"{moment}: {job.said}"
         assert flaws_of(save_dir) == [], moment
@@ -110,6 +110,7 @@ def test_what_is_saved_is_on_the_disk_before_it_has_its_name(launcher: Launcher,
     if launcher.shim is None:
         return  # Python's audit hook sees no fsync
     synced: dict[str, int] = {}
+    names_synced: list[int] = []
     changed: dict[str, int] = {}
     renamed: dict[str, int] = {}
     for place, (call, path) in enumerate(calls):
@@ -120,6 +121,7 @@ def test_what_is_saved_is_on_the_disk_before_it_has_its_name(launcher: Launcher,
             renamed[name] = place
         if call in ("fsync", "fdatasync"):
             synced[name] = place
+            names_synced += [place] if path == str(tmp_path / "run") else []
     for final in ("epoch-0_step-2", "modeling"):
         files = [name for name in expected.hashes if name.startswith(f"{final}/")]
         assert files
@@ -127,7 +129,9 @@ def test_what_is_saved_is_on_the_disk_before_it_has_its_name(launcher: Launcher,
             aside = f".{final}.partial{name.removeprefix(final)}"
             for one in (aside, str(Path(aside).parent)):
                 assert changed.get(one, 0) < synced[one] < renamed[final], one
-    assert renamed["epoch-0_step-2"] < synced[str(tmp_path / "run")], "the new names themselves"
+    named, latest = renamed["epoch-0_step-2"], renamed["latest"]
+    assert [place for place in names_synced if named < place < latest], "the name, before `latest` says it"
+    assert [place for place in names_synced if latest < place < renamed[".epoch-0_step-1.old.partial"]], "and `latest`"
 
 
 # --- the campaigns of make soak ---------------------------------------------------------------------------------------
@@ -155,7 +159,8 @@ def test_soak_writing_calls(campaign: Campaign, launcher: Launcher, begin: Begin
     assert launcher.shim is not None, "make soak needs a C compiler, cc"
     flags, expected, _, calls = begin(campaign)
     save_dir, tally = tmp_path / "run", Tally()
-    for call in tqdm(range(1, len(calls) + 1, campaign.every), desc=campaign.name, disable=None):
+    first = next(number for number, (_, path) in enumerate(calls, start=1) if campaign.since in path)
+    for call in tqdm(range(first, len(calls) + 1, campaign.every), desc=campaign.name, disable=None):
         strike = Strike(campaign.effect, call, rank=campaign.rank)
         codes, job = launcher.run(campaign.world_size, save_dir, strike, **flags)
         check_codes(campaign, codes, job)

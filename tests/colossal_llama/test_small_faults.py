@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from colossal_llama import engine, forecast, loop, model, step
+from colossal_llama import engine, forecast, model, step
 from colossal_llama.anomalies import MOST_IN_A_ROW, Anomalies
 from colossal_llama.batch import Batch
 from colossal_llama.batches import BatchReader, RowOrigin, Shape

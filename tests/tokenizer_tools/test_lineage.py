@@ -127,7 +127,8 @@ def test_the_chain_goes_on_through_a_grown_model_that_grows_again(chain: Directo
     made_from = manifest_of(tmp_path / "grown")["made_from"]
     assert made_from["tokenizer"]["made_from"]["source_tokenizer"]["sha256"] == first["sha256"]
     assert made_from["source_model"]["made_from"]["tokenizer"]["made_from"]["pieces"] == first["made_from"]["pieces"]
-    assert "pieces" not in made_from["tokenizer"]["made_from"]["source_tokenizer"], "what is inside is shortened"
+    assert "intermediates" in made_from["tokenizer"]
+    assert "intermediates" not in made_from["source_model"]["made_from"]["tokenizer"], "what lies deeper is shortened"
 
 
 def test_same_inputs_give_the_same_manifests_wherever_they_lie(
