@@ -10,16 +10,13 @@ write weight files up to 5 GB each of these.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from colossal_llama import optimizer_state
 from colossal_llama.background import in_background
@@ -32,22 +29,25 @@ from colossal_llama.checkpoint import (
     VERSION,
     complete_checkpoints,
 )
+from colossal_llama.checkpoint_files import (
+    PARTIAL_SUFFIX,
+    Record,
+    delete,
+    faults_named,
+    hide,
+    make_empty,
+    put_in_place,
+    write_tensors,
+)
 from colossal_llama.cluster import main_rank_logger, on_main, together
 from colossal_llama.optimizer_state import Shapes
 from colossal_llama.progress import Progress
-from colossal_llama.weights import ModelFiles, Tensors
+from colossal_llama.weights import ModelFiles
 from tokenizer_tools.command import UserError
-from tokenizer_tools.lineage import sha256_of
-from tokenizer_tools.outputs import finish_tree, full_disk_named, sync, write_json, write_whole_file
+from tokenizer_tools.outputs import write_json, write_whole_file
 
-PARTIAL_SUFFIX = ".partial"
 GIGABYTE = 10**9
 SMALL_FILES_BYTES = 2**24  # tokenizer, positions, manifest: room for them beside the tensors
-METADATA = {"format": "pt"}
-TENSORS = ".safetensors"
-
-Record = tuple[int, str]
-"""Size in bytes and sha256 of a file."""
 
 
 @dataclass(frozen=True)
@@ -104,20 +104,20 @@ class CheckpointWriter:
         self.close()
         target = self._save_dir / f"epoch-{progress.epoch}_step-{progress.step}"
         aside = target.with_name(f".{target.name}{PARTIAL_SUFFIX}")
-        on_main(lambda: self._make_room(aside))
+        on_main(lambda: self._room_made(aside))
         own = {f"{MODELING}/{name}": tensors for name, tensors in self._files.take().items()}
         states = optimizer_state.snapshot(self._model, self._optimizer, self._parts)
         own[f"{OPTIMIZER}/{optimizer_state.rank_file(dist.get_rank())}"] = states
         is_main = dist.get_rank() == 0
 
         def write() -> dict[str, Record]:
-            with _faults_named(self._save_dir):
+            with faults_named(self._save_dir):
                 if is_main:
                     self._write_beside(aside / MODELING, self._files)
                     write_json(aside / OPTIMIZER / optimizer_state.PARTS_FILE, self._parts_table)
                     write_json(aside / STATES, progress.as_json())
                     write_more(aside)
-                return _written(aside, own, with_small_files=is_main)
+                return write_tensors(aside, own, with_small_files=is_main)
 
         self._open = _Open(aside, target, in_background(write))
 
@@ -162,19 +162,19 @@ class CheckpointWriter:
         """
         target = self._save_dir / MODELING
         aside = target.with_name(f".{MODELING}{PARTIAL_SUFFIX}")
-        on_main(lambda: _make_empty(aside))
+        on_main(lambda: make_empty(aside))
         own = files.take()
 
         def write() -> None:
-            with _faults_named(self._save_dir):
+            with faults_named(self._save_dir):
                 if dist.get_rank() == 0:
                     self._write_beside(aside, files)
-                _written(aside, own)
+                write_tensors(aside, own)
 
         try:
             together(write)
             on_main(lambda: seal(aside))
-            on_main(lambda: _replace(aside, target))
+            on_main(lambda: put_in_place(aside, target))
         except BaseException:
             if dist.get_rank() == 0:
                 shutil.rmtree(aside, ignore_errors=True)
@@ -189,6 +189,10 @@ class CheckpointWriter:
                 f"{free / GIGABYTE:.1f} GB are free there; free some, or lower --keep_checkpoints"
             )
 
+    def _room_made(self, aside: Path) -> None:
+        with faults_named(self._save_dir):
+            self._make_room(aside)
+
     def _make_room(self, aside: Path) -> None:
         if not self._save_dir.is_dir():
             raise UserError(f"{self._save_dir}: has gone while the run was writing there; mount or restore it")
@@ -202,7 +206,7 @@ class CheckpointWriter:
         self._tokenizer.save_pretrained(directory)
 
     def _published(self, opened: _Open, every_rank: list[dict[str, Record]]) -> None:
-        with _faults_named(self._save_dir):
+        with faults_named(self._save_dir):
             self._publish(opened, every_rank)
 
     def _publish(self, opened: _Open, every_rank: list[dict[str, Record]]) -> None:
@@ -222,85 +226,16 @@ class CheckpointWriter:
             "sha256": {name: digest for name, (_, digest) in sorted(records.items())},
         }
         write_json(opened.aside / MANIFEST, manifest)
-        _replace(opened.aside, opened.target)
+        put_in_place(opened.aside, opened.target)
         write_whole_file(self._save_dir / LATEST, opened.target.name + "\n")
         if self._keep:
             too_old = complete_checkpoints(self._save_dir)[: -self._keep]
             # a later one may lie there, whose run was killed before it became `latest`
-            hidden = [_hidden(old) for old in too_old if old != opened.target]
-            self._deletion = in_background(lambda: _delete(hidden))
-
-
-@contextmanager
-def _faults_named(save_dir: Path) -> Iterator[None]:
-    """What the disk refuses, as a UserError that says where the run goes on."""
-    try:
-        with full_disk_named(save_dir):
-            yield
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{save_dir}: {error}; this checkpoint was not written. Once that is mended, the same command goes on from "
-            f"the one before it"
-        ) from error
-
-
-def _written(directory: Path, files: Mapping[str, Tensors], with_small_files: bool = False) -> dict[str, Record]:
-    """Write `files` into `directory`; size and hash of each, once they are on the disk.
-
-    with_small_files: also of what rank 0 has put there. The other ranks, which are just writing into the same folders,
-    write tensor files below the uppermost one, under hidden names at first, and no others.
-    """
-    names = set(files)
-    for name, tensors in files.items():
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path, metadata=METADATA)
-    if with_small_files:
-        found = (path for path in directory.rglob("*") if path.is_file())
-        small = (path for path in found if path.suffix != TENSORS or path.parent == directory)
-        small = (path for path in small if not path.name.startswith("."))
-        names |= {str(path.relative_to(directory)) for path in small}
-    return {name: _synced(directory / name) for name in sorted(names)}
-
-
-def _synced(path: Path) -> Record:
-    sync(path)
-    return path.stat().st_size, sha256_of(path)
-
-
-def remove_leftovers(save_dir: Path) -> None:
-    """Delete what a killed run was just writing or deleting."""
-    for path in save_dir.glob(f".*{PARTIAL_SUFFIX}"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+            hidden = [hide(old) for old in too_old if old != opened.target]
+            self._deletion = in_background(lambda: delete(hidden))
 
 
 def _remove_on_main(opened: _Open) -> None:
     """Rank 0 alone removes: another rank may be stopped while rank 0 is just renaming what it wrote."""
     if dist.get_rank() == 0:
         shutil.rmtree(opened.aside, ignore_errors=True)
-
-
-def _make_empty(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
-
-
-def _replace(aside: Path, target: Path) -> None:
-    finish_tree(aside)
-    if target.exists():
-        shutil.rmtree(_hidden(target))
-    aside.rename(target)
-    sync(target.parent)
-
-
-def _hidden(directory: Path) -> Path:
-    """`directory` under another name, to be deleted: a kill must not leave half of what is named like a whole one."""
-    old = directory.with_name(f".{directory.name}.old{PARTIAL_SUFFIX}")
-    shutil.rmtree(old, ignore_errors=True)
-    directory.rename(old)
-    return old
-
-
-def _delete(directories: list[Path]) -> None:
-    for directory in directories:
-        shutil.rmtree(directory, ignore_errors=True)

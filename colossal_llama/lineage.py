@@ -29,7 +29,6 @@ from tokenizer_tools.lineage import (
     read_record,
     shortened,
 )
-from tokenizer_tools.outputs import read_json
 
 MEGABYTE = 10**6
 SHOWN_DIGITS = 12
@@ -106,6 +105,7 @@ def _run(directory: Path) -> Record:
 
 def _checkpoint(directory: Path) -> Record:
     from colossal_llama.checkpoint import check_hashes, open_checkpoint
+    from colossal_llama.made_from import read_run
 
     checkpoint = open_checkpoint(directory)
     check_hashes(checkpoint)
@@ -115,7 +115,7 @@ def _checkpoint(directory: Path) -> Record:
             f"{directory}: an older checkpoint without {LINEAGE}; its files are intact, but its chain is unknown"
         )
     files = {key: checkpoint.manifest[key] for key in ("sizes_bytes", "sha256")}
-    run = shortened(read_json(lineage, "what a run was made from"))
+    run = shortened(read_run(directory))
     return {"kind": "checkpoint", "version": checkpoint.manifest["version"], **files, "made_from": {"run": run}}
 
 
@@ -185,8 +185,8 @@ def print_links(links: Sequence[Link]) -> None:
     for link in links:
         if link.depth > deepest:
             continue
-        record, content = link.record, content_sha256(link.record)
-        deepest = link.depth if content in seen else sys.maxsize
+        record, whole = link.record, json.dumps(link.record, sort_keys=True)
+        deepest = link.depth if whole in seen else sys.maxsize
         files = ""
         if "sha256" in record:
             sizes = record.get("sizes_bytes", {}).values()
@@ -196,12 +196,12 @@ def print_links(links: Sequence[Link]) -> None:
             f"{'  ' * link.depth + link.role:<34}",
             f"{record.get('kind', ''):<15}",
             f"{files:<24}",
-            f"{content[:SHOWN_DIGITS]:<{SHOWN_DIGITS}}",
+            f"{content_sha256(record)[:SHOWN_DIGITS]:<{SHOWN_DIGITS}}",
             f"tokenizer {mark}" if mark else "",
-            "as above" if content in seen and record.get("made_from") else "",
+            "as above" if whole in seen and record.get("made_from") else "",
         )
         print("  ".join(columns).rstrip())
-        seen |= {content} - {""}
+        seen.add(whole)
 
 
 def content_sha256(record: Record) -> str:

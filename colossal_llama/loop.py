@@ -10,7 +10,7 @@ import torch
 
 from colossal_llama.anomalies import Anomalies
 from colossal_llama.build import Logs, Run, build, open_logs
-from colossal_llama.checkpoint_writer import remove_leftovers
+from colossal_llama.checkpoint_files import remove_leftovers
 from colossal_llama.cluster import Cluster, main_rank_logger, on_main, release, settle
 from colossal_llama.config import TrainConfig
 from colossal_llama.control import Control

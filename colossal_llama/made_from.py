@@ -1,23 +1,18 @@
 """What a run is made from: flags and opened data come in; all inputs are hashed, and `lineage.json` goes out.
 
 Every file of the model and of the data is compared with the manifest that came with it, and, where a run goes on, with
-what the run began with. The ranks share the files out. What a file's place on the disk (size, times, inode) proves to
-be as it was, when this run hashed it before, is not read again.
+what the run began with. `input_hashes` does the hashing.
 """
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch.distributed as dist
 
 from colossal_llama.cluster import main_rank_logger, on_main, together
 from colossal_llama.config import TrainConfig
+from colossal_llama.input_hashes import Hashed, hash_together, one_digest_a_file, read_hashed, write_hashed
 from colossal_llama.progress import START_ANEW
 from colossal_llama.start import Start
 from data_tools.bin_writer import ARROW_NAME
@@ -31,33 +26,13 @@ from tokenizer_tools.lineage import (
     belongs,
     describe_files,
     files_of,
-    hash_files,
     read_record,
     shortened,
     with_fingerprint,
 )
 from tokenizer_tools.outputs import read_json, write_json
 
-Value = TypeVar("Value")
-
 VERSION = 1
-HASHED = "hashed_files.json"
-WORTH_TELLING_SECONDS = 2
-GIGABYTE = 10**9
-
-
-@dataclass(frozen=True)
-class FileState:
-    """A file as the disk knows it. A change of its content changes the time of its inode, which nobody can set."""
-
-    path: str
-    size_bytes: int
-    mtime_ns: int
-    ctime_ns: int
-    inode: int
-
-
-Hashed = dict[FileState, str]
 
 
 @dataclass(frozen=True)
@@ -126,14 +101,13 @@ def going_on(config: TrainConfig, checkpoint: Path, model: Record, bins: Bins, f
     Raises UserError if model or tokenizer are not those that the checkpoint names. Other data are, at this point,
     allowed ones: they are added to what the run was made from.
     """
-    path = checkpoint / LINEAGE
-    if not path.is_file():
+    if not (checkpoint / LINEAGE).is_file():
         main_rank_logger(__name__).warning(
             f"{checkpoint}: has no {LINEAGE}, so whether it was trained from the present --pretrained and --dataset "
             "cannot be told"
         )
         return _new_lineage([model], bins, fingerprint)
-    before = read_json(path, "what a run was made from")
+    before = read_run(checkpoint)
     made_from = before["made_from"]
     check_model(config.pretrained, model, made_from["model"])
     mark = made_from["tokenizer"]["tokenizer_fingerprint"]
@@ -148,14 +122,22 @@ def going_on(config: TrainConfig, checkpoint: Path, model: Record, bins: Bins, f
     return before | {"made_from": made_from | {"data": bins.records, "earlier_data": earlier}}
 
 
+def read_run(checkpoint: Path) -> Record:
+    """What the run of a checkpoint was made from. Raises UserError if its lineage.json is of another version."""
+    record = read_json(checkpoint / LINEAGE, "what a run was made from")
+    if record.get("version") != VERSION:
+        raise UserError(
+            f"{checkpoint / LINEAGE}: version {record.get('version')!r}, this checkout reads {VERSION}; take the "
+            "checkout that wrote it, or a newer one"
+        )
+    return record
+
+
 def refuse_other_data(config: TrainConfig, start: Start, bins: Bins) -> None:
     """Raise UserError, which names the first bucket that differs, if a run would go on with other data unasked."""
-    if start.checkpoint is None or config.restart_data:
+    if start.checkpoint is None or config.restart_data or not (start.checkpoint.path / LINEAGE).is_file():
         return
-    path = start.checkpoint.path / LINEAGE
-    if not path.is_file():
-        return
-    before, now = buckets(read_json(path, "what a run was made from")["made_from"]["data"]), buckets(bins.records)
+    before, now = buckets(read_run(start.checkpoint.path)["made_from"]["data"]), buckets(bins.records)
     if now != before:
         raise UserError(
             f"the checkpoint was made with another --dataset: {changed_data(before, now)}; keep the same --dataset, "
@@ -203,88 +185,7 @@ def changed_data(before: list[tuple[str, str]], now: list[tuple[str, str]]) -> s
     return f"{name} has sha256 {new[:DIGITS]}, but the run began with {old_name} of {old[:DIGITS]}"
 
 
-def hash_together(paths: Sequence[Path], known: Hashed) -> Hashed:
-    """The sha256 of files that all ranks see, each hashed once; on hosts with disks of their own, once on each.
-
-    What is `known` of a file as it lies there is not asked again. All ranks call it. Raises UserError on all ranks.
-    """
-    began = time.monotonic()
-    own = together(lambda: [file_state(path) for path in dict.fromkeys(paths)])
-    seen = _from_all_ranks(own)
-    share = share_out(seen, known)[dist.get_rank()]
-    threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    is_main = dist.get_rank() == 0
-    digests = together(lambda: hash_files([Path(state.path) for state in share], threads, shows=is_main))
-    found = {
-        state: digest
-        for part in _from_all_ranks(dict(zip(share, digests, strict=True)))
-        for state, digest in part.items()
-    }
-    seconds = time.monotonic() - began
-    if seconds > WORTH_TELLING_SECONDS:
-        num_bytes = sum(state.size_bytes for state in found)
-        main_rank_logger(__name__).info(f"hashed {num_bytes / GIGABYTE:.1f} GB of inputs in {seconds:.0f} s")
-    present = sorted({state for states in seen for state in states}, key=astuple)
-    return {state: found[state] if state in found else known[state] for state in present}
-
-
-def share_out(seen: Sequence[Sequence[FileState]], known: Hashed) -> list[list[FileState]]:
-    """For each rank the files to hash: each state once, by a rank that sees it, and the bytes as even as that allows.
-
-    `seen`: what each rank sees. Two hosts whose disks are not one see two states.
-    """
-    ranks_of: dict[FileState, list[int]] = {}
-    for rank, states in enumerate(seen):
-        for state in states:
-            ranks_of.setdefault(state, []).append(rank)
-    shares: list[list[FileState]] = [[] for _ in seen]
-    loads = [0] * len(seen)
-    for state in sorted(ranks_of.keys() - known.keys(), key=lambda one: (-one.size_bytes, astuple(one))):
-        rank = min(ranks_of[state], key=lambda one: (loads[one], one))
-        shares[rank].append(state)
-        loads[rank] += state.size_bytes
-    return shares
-
-
-def file_state(path: Path) -> FileState:
-    """A file as it lies on the disk now, under its absolute path. Raises UserError if it is not there."""
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; restore it, it is one of the run's inputs") from None
-    return FileState(str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-
-
-def read_hashed(save_dir: Path) -> Hashed:
-    """What an earlier process of this run has hashed. A note that is missing or broken says nothing."""
-    try:
-        files = read_json(save_dir / HASHED, "sha256 of a run's inputs")["files"]
-        return {FileState(**{key: file[key] for key in FileState.__annotations__}): file["sha256"] for file in files}
-    except (UserError, OSError, KeyError, TypeError):
-        return {}
-
-
 def write_origin(save_dir: Path, origin: Origin) -> None:
-    """Write lineage.json and what has been hashed."""
+    """Write lineage.json and hashed_files.json."""
     write_json(save_dir / LINEAGE, origin.lineage)
-    files = [asdict(state) | {"sha256": digest} for state, digest in origin.hashed.items()]
-    write_json(save_dir / HASHED, {"files": files})
-
-
-def one_digest_a_file(hashed: Hashed) -> dict[Path, str]:
-    """{absolute path: sha256}. Raises UserError if hosts see different files under one path."""
-    digests: dict[Path, str] = {}
-    for state, digest in hashed.items():
-        first = digests.setdefault(Path(state.path), digest)
-        if first != digest:
-            raise UserError(
-                f"{state.path}: is not the same file on all hosts (sha256 {first[:DIGITS]} and "
-                f"{digest[:DIGITS]}); copy it anew to one of them"
-            )
-    return digests
-
-
-def _from_all_ranks(value: Value) -> list[Value]:
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, value)
-    return gathered
+    write_hashed(save_dir, origin.hashed)

@@ -5,13 +5,13 @@ Only what the checkpoint, its run's evaluations.jsonl and the lineage say; of pa
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from colossal_llama.checkpoint import Checkpoint
+from colossal_llama.lineage import content_sha256, walk
 
 EVALUATIONS = "evaluations.jsonl"
 SETTINGS = (
@@ -20,7 +20,8 @@ SETTINGS = (
     *("train", "stages", "lora_rank", "lora_alpha", "seed"),
 )
 """Flags of train.py that decide what was learnt, in the card's order; those without a value are left out."""
-DIGITS = 16  # of a sha256; manifest.json has all of them
+DIGITS = 16  # of a sha256
+INDENT = "· "
 
 LOADING = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -91,32 +92,20 @@ def _figure(figures: Mapping[str, Any], key: str) -> str:
 
 
 def _lineage(lineage: Mapping[str, Any]) -> list[str]:
+    """A row for each record that names files, indented below what was made from it."""
     rows = [
-        (role, record["kind"], str(len(record["sha256"])), digest_of(record["sha256"])[:DIGITS])
-        for role, record in records_of(lineage)
-        if record.get("sha256")
+        (f"{INDENT * (link.depth - 1)}{link.role}", link.record["kind"], str(len(link.record["sha256"])), digest)
+        for link in walk("", dict(lineage))
+        if (digest := content_sha256(link.record)[:DIGITS])
     ]
     if not rows:
         return []
     explained = (
-        "What this model was made from, and what that was made from. A digest is the sha256 over the lines "
-        "`<sha256>  <name>` of a record's files, sorted by name, as `sha256sum` prints them; `manifest.json` has "
-        "each of them."
+        "What this model was made from, and, indented, what that was made from. The digest of one file is its sha256, "
+        "that of several the sha256 of what `sha256sum` prints for them in the order of their names; `manifest.json` "
+        "names each of them."
     )
     return ["## Lineage", explained, _table(("made from", "kind", "files", "digest"), rows)]
-
-
-def records_of(record: Mapping[str, Any], above: Sequence[str] = ()) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(roles from the top on, record) of everything that a record was made from, nearest first."""
-    for role, made in record.get("made_from", {}).items():
-        for part in made if isinstance(made, list) else [made]:
-            yield " < ".join((*above, role)), part
-            yield from records_of(part, (*above, role))
-
-
-def digest_of(sha256: Mapping[str, str]) -> str:
-    """One sha256 for the files of a record, {name: sha256}."""
-    return hashlib.sha256("".join(f"{sha256[name]}  {name}\n" for name in sorted(sha256)).encode()).hexdigest()
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

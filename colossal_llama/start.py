@@ -124,9 +124,11 @@ def going_on(start: Start, now: Progress, restarts_data: bool) -> Start:
     before = start.checkpoint.progress
     progress = before.going_on(now, restarts_data)
     if progress is not before:
+        names = {"data_fingerprint": "data", "seed": "seed"}
+        others = changed_figures(names, before.as_json(), progress.as_json())
         main_rank_logger(__name__).info(
-            f"--restart_data: data {before.data_fingerprint[:12]} -> {now.data_fingerprint[:12]}, seed {before.seed} "
-            f"-> {now.seed}; rows are read from the first one on, {before.num_rows_seen:,} of the old order were"
+            f"--restart_data: {', '.join(map(str, others))}; rows are read from the first one on, "
+            f"{before.num_rows_seen:,} of the old order were"
         )
     return replace(start, checkpoint=replace(start.checkpoint, progress=progress))
 

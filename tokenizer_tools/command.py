@@ -40,7 +40,7 @@ class UserError(ValueError):
     """The user's input is at fault. The text is one line that names the value, the rule and the way out."""
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818  it is no error
     """The work was asked to stop, and has saved what it has done. The text is one line that names where."""
 
 
@@ -118,9 +118,7 @@ def command(config_class: type[Config]) -> Callable[[Callable[[Config], None]], 
             except UserError as error:
                 return _fail(str(error), 2)
             except Stopped as stopped:
-                if _is_first_of_its_host():
-                    print(" ".join(str(stopped).split()), file=sys.stderr, flush=True)
-                return STOPPED_EXIT_CODE
+                return _leave_as_asked(str(stopped))
             except BrokenPipeError:  # the reader of our output left, `| head` for one
                 _drop_output()
                 return 0
@@ -154,6 +152,12 @@ def _flush_output() -> None:
 
 def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _leave_as_asked(message: str) -> int:
+    if _is_first_of_its_host():
+        print(" ".join(message.split()), file=sys.stderr, flush=True)
+    return STOPPED_EXIT_CODE
 
 
 def _fail(message: str, exit_code: int) -> int:

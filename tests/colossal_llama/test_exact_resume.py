@@ -153,14 +153,15 @@ def record(name: str, precision: str, different: list[int]) -> None:
     DOCUMENT.write_text(HEAD + "\n".join(lines) + "\n", encoding="utf-8")
 
 
+STEPS_SET_BACK_TO = ", ".join(map(str, SOAK_STEPS))
 HEAD = f"""# Set back and resumed
 
-Written by `make soak` (tests/colossal_llama/test_exact_resume.py). Each configuration of [parity.md](parity.md) trains
-{LAST} steps of {ROWS_PER_STEP} rows in two micro-batches a rank, {STAGE_STEPS} of them the embeddings alone, through two
-epochs of 130 rows. Then its folder is set back to the checkpoint after step {", ".join(map(str, SOAK_STEPS))} (in a stage, between
-the stages, behind the epoch's end, before the last step), the later lines of metrics.jsonl spoilt, and the same command
-started in new processes. The same bits: every figure of metrics.jsonl but times (loss, gradient norm, row chain, ...), the
-last checkpoint's weights and optimizer files, and the finished model.
+Written by `make soak` (tests/colossal_llama/test_exact_resume.py). Each configuration of [parity.md](parity.md)
+trains {LAST} steps of {ROWS_PER_STEP} rows in two micro-batches a rank, {STAGE_STEPS} of them the embeddings alone,
+through two epochs of 130 rows. Then its folder is set back to the checkpoint after step {STEPS_SET_BACK_TO}
+(in a stage, between the stages, behind the epoch's end, before the last step), the later lines of metrics.jsonl spoilt,
+and the same command started in new processes. The same bits: every figure of metrics.jsonl but times (loss, gradient
+norm, row chain, ...), the last checkpoint's weights and optimizer files, and the finished model.
 
 | configuration | precision | the end of each resumed run |
 |---|---|---|

@@ -126,6 +126,8 @@ def test_number_format_can_change(name: str, dtype: torch.dtype, checkpoint: Pat
     nats = -ours.log_softmax(-1)[:-1].gather(1, told.input_ids[1:, None]).squeeze(1)
     plain = Probe(told.input_ids, nats, told.positions, ours[told.positions])
     assert difference(told, plain).relative < export.TOLERANCE["bf16"] / 5, "a reader from the paper agrees too"
+    in_fp32 = AutoModelForCausalLM.from_pretrained(target, torch_dtype=torch.float32)
+    assert difference(model_probe(in_fp32, told.input_ids, told.positions), plain).relative < 1e-5
 
 
 @pytest.mark.usefixtures("in_this_process")

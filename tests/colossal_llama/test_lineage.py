@@ -17,9 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from colossal_llama import lineage, made_from
+from colossal_llama import input_hashes, lineage, made_from
+from colossal_llama.input_hashes import FileState, one_digest_a_file, read_hashed, share_out
 from colossal_llama.lineage import content_sha256
-from colossal_llama.made_from import FileState, changed_data, one_digest_a_file, read_hashed, share_out
+from colossal_llama.made_from import changed_data
 from tests.colossal_llama.runs import free_ports, outcome, stopped_copy
 from tests.colossal_llama.test_refusals import check_refused
 from tests.conftest import TINY_MODEL_CONFIG, argv_of
@@ -68,7 +69,7 @@ def hash_on_each_rank(paths: list[Path], disk_of_its_own: bool) -> tuple[list[st
     from colossal_llama.cluster import launch
 
     read: list[str] = []
-    look, hash_files = made_from.file_state, made_from.hash_files
+    look, hash_files = input_hashes.file_state, input_hashes.hash_files
 
     def noted(files: list[Path], *more: Any, **settings: Any) -> list[str]:
         read.extend(path.name for path in files)
@@ -78,11 +79,11 @@ def hash_on_each_rank(paths: list[Path], disk_of_its_own: bool) -> tuple[list[st
         found = look(path)
         return FileState(found.path, found.size_bytes, found.mtime_ns, found.ctime_ns, int(os.environ["RANK"]))
 
-    made_from.hash_files = noted
+    input_hashes.hash_files = noted
     if disk_of_its_own:
-        made_from.file_state = on_own_disk
+        input_hashes.file_state = on_own_disk
     with launch(0):
-        hashed = made_from.hash_together(paths, {look(paths[0]): "known"})
+        hashed = input_hashes.hash_together(paths, {look(paths[0]): "known"})
     digests = one_digest_a_file(hashed)
     return [digests[path] for path in paths], read
 
@@ -184,17 +185,17 @@ def train_noting_what_is_hashed(argv: list[str], port: int) -> tuple[int, str, l
     """train.py in this process: exit code, error line, the names of the input files that were read."""
     os.environ["MASTER_PORT"] = str(port)
     read: list[str] = []
-    hash_files = made_from.hash_files
+    hash_files = input_hashes.hash_files
 
     def noted(files: list[Path], *more: Any, **settings: Any) -> list[str]:
         read.extend("/".join(path.parts[-2:]) for path in files)
         return hash_files(files, *more, **settings)
 
-    made_from.hash_files = noted
+    input_hashes.hash_files = noted
     try:
         return *outcome(argv), read
     finally:
-        made_from.hash_files = hash_files
+        input_hashes.hash_files = hash_files
 
 
 def train_edit_and_train_again(argv: list[str], ports: list[int], edited: Path) -> list[tuple[int, str, list[str]]]:
@@ -389,3 +390,10 @@ def test_what_is_no_link_of_a_chain_is_refused(
 def test_the_content_of_one_file_is_its_own_hash() -> None:
     assert content_sha256({"sha256": {"pieces.jsonl": "ab" * 32}}) == "ab" * 32
     assert content_sha256({}) == ""
+
+
+def test_the_lineage_of_another_version_is_refused(tmp_path: Path) -> None:
+    for content, version in (("{}", "None"), ('{"version": 2}', "2")):
+        (tmp_path / "lineage.json").write_text(content)
+        with pytest.raises(UserError, match=rf"lineage.json: version {version}, this checkout reads 1; take the"):
+            made_from.read_run(tmp_path)

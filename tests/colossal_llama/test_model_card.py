@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from colossal_llama.checkpoint import Checkpoint, open_checkpoint
-from colossal_llama.model_card import digest_of, model_card, records_of
+from colossal_llama.model_card import model_card
 
 
 @pytest.fixture
@@ -90,23 +90,28 @@ def test_evaluations_up_to_the_checkpoint_are_told(checkpoint: Checkpoint) -> No
     assert "## Evaluation" not in card_of(checkpoint), "a later one is not this checkpoint's"
 
 
-def test_lineage_names_everything_back_to_the_beginning(checkpoint: Checkpoint) -> None:
-    lineage = json.loads((checkpoint.path / "lineage.json").read_text())
-    rows = {role: cells for role, *cells in table_of(card_of(checkpoint), "Lineage")}
-    model = lineage["made_from"]["model"]
-    assert rows["model"] == [model["kind"], str(len(model["sha256"])), digest_of(model["sha256"])[:16]]
-    assert "model < tokenizer" in rows
-    assert "data" in rows
-    assert set(rows) == {role for role, record in records_of(lineage) if record.get("sha256")}
-    assert "## Lineage" not in model_card(
-        checkpoint, json.loads((checkpoint.path / "train_config.json").read_text()), {}, "Proved."
-    )
+def test_lineage_names_everything_back_to_the_beginning(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """A file's digest is what sha256sum gives for it; that of several is what it gives for its own output."""
+    rows = table_of(card_of(checkpoint), "Lineage")
+    assert [role for role, *_ in rows] == ["model", "· tokenizer", "· config", "tokenizer", "data", "· tokenizer"]
+    lineage = json.loads((checkpoint.path / "lineage.json").read_text())["made_from"]
+    source = Path(json.loads((checkpoint.path / "train_config.json").read_text())["pretrained"])
+    assert rows[0] == [
+        "model",
+        "model",
+        str(len(lineage["model"]["sha256"])),
+        summed(source, *lineage["model"]["sha256"]),
+    ]
+    (config,) = lineage["model"]["made_from"]["config"]["sha256"].values()
+    assert rows[2] == ["· config", "config", "1", config[:16]]
 
 
-def test_digest_is_what_sha256sum_gives(tmp_path: Path) -> None:
-    for name in ("b.json", "a.safetensors"):
-        (tmp_path / name).write_text(name)
-    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.iterdir()}
-    names = sorted(hashes)
-    printed = subprocess.run(["sha256sum", *names], cwd=tmp_path, capture_output=True, check=True).stdout
-    assert digest_of(hashes) == hashlib.sha256(printed).hexdigest()
+def summed(directory: Path, *names: str) -> str:
+    """`sha256sum NAMES | sha256sum`, the first 16 digits."""
+    printed = subprocess.run(["sha256sum", *sorted(names)], cwd=directory, capture_output=True, check=True).stdout
+    return hashlib.sha256(printed).hexdigest()[:16]
+
+
+def test_nothing_is_said_of_a_lineage_without_files(checkpoint: Checkpoint) -> None:
+    settings = json.loads((checkpoint.path / "train_config.json").read_text())
+    assert "## Lineage" not in model_card(checkpoint, settings, {}, "Proved.")

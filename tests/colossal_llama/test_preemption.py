@@ -163,7 +163,6 @@ def torchrun(save_dir: Path, flags: dict[str, Any]) -> Iterator[subprocess.Popen
                 one.kill()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_the_end_of_the_launcher_saves_and_leaves_no_process(
     number: signal.Signals, long_flags: dict[str, Any], tmp_path: Path

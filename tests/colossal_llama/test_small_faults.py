@@ -287,11 +287,11 @@ def test_a_checkpoint_knows_what_is_not_yet_logged(
 ) -> None:
     """Tokens of a category and the row chain are taken when the metrics are flushed, so that comes first."""
     steps = train(1, tmp_path / "run", **flags, max_steps=3, save_interval=2, log_interval=100)
-    for step, folder in ((2, "epoch-0_step-2"), (3, "epoch-0_step-3")):
-        progress = json.loads((tmp_path / "run" / folder / "running_states.json").read_text())
+    for number in (2, 3):
+        progress = json.loads((tmp_path / "run" / f"epoch-0_step-{number}" / "running_states.json").read_text())
         assert sum(progress["tokens_by_category"].values()) == progress["num_tokens_seen"] > 0
-        assert progress["num_tokens_seen"] == steps[step - 1]["num_tokens_seen"]
-        assert progress["row_chain"] == steps[step - 1]["row_chain"]
+        assert progress["num_tokens_seen"] == steps[number - 1]["num_tokens_seen"]
+        assert progress["row_chain"] == steps[number - 1]["row_chain"]
 
 
 STEPS, SAVED, INTERVAL = 5, 2, 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -38,8 +39,10 @@ def write_checkpoint(path: Path, config: TrainConfig = CONFIG, progress: Progres
     write_json(path / "running_states.json", progress.as_json())
     write_json(path / "train_config.json", config.as_json())
     write_json(path / "lr_scheduler", plan_of(config, progress).schedule_after(progress.step))
-    sizes = {str(file.relative_to(path)): file.stat().st_size for file in path.rglob("*") if file.is_file()}
-    write_json(path / "manifest.json", {"version": VERSION, "world_size": 2, "sizes_bytes": sizes, "sha256": {}})
+    files = {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    sizes = {name: len(content) for name, content in files.items()}
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    write_json(path / "manifest.json", {"version": VERSION, "world_size": 2, "sizes_bytes": sizes, "sha256": hashes})
     return path
 
 
@@ -264,9 +267,15 @@ def test_other_data_restarts_the_rows_and_says_so(checkpoint: Checkpoint, heard:
     assert restarted is not None
     assert restarted.progress == replace(PROGRESS, epoch=0, num_rows_seen=0, seed=7, data_fingerprint="e" * 64)
     assert heard() == [
-        "--restart_data: data dddddddddddd -> eeeeeeeeeeee, seed 42 -> 7; rows are read from the first one on, "
+        f"--restart_data: data {'d' * 64} -> {'e' * 64}, seed 42 -> 7; rows are read from the first one on, "
         "40 of the old order were"
     ]
+
+
+def test_another_seed_alone_is_named_alone(checkpoint: Checkpoint, heard: Callable[[], list[str]]) -> None:
+    now = replace(PROGRESS, seed=7)
+    going_on(Start(checkpoint.modeling, checkpoint), now, restarts_data=True)
+    assert heard()[0].startswith("--restart_data: seed 42 -> 7; rows are read from the first one on")
 
 
 def test_the_flag_left_on_the_command_line_does_nothing(checkpoint: Checkpoint, heard: Callable[[], list[str]]) -> None:
