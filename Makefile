@@ -17,12 +17,13 @@ check: .venv/installed ## ruff, mypy and the house rules
 	python -m pytest -q tests/test_house.py
 
 CASES ?= test
-soak: .venv/installed ## parity of all configurations, into docs/parity.md; CASES="3d and bf16" for a part
-	python -m pytest -m soak -k "$(CASES)" tests/colossal_llama/test_parity.py
+soak: .venv/installed ## parity and kills, into docs/parity.md and docs/kills.md; CASES="3d and bf16" for a part
+	python -m pytest -m soak -k "$(CASES)" tests/colossal_llama/test_parity.py tests/colossal_llama/test_kills.py
 
 bench: .venv/installed ## ratios measured side by side
 	python benchmarks/data_engine.py --directory runs/bench
 	python benchmarks/training.py
+	python benchmarks/saving.py
 
 .venv/installed: pyproject.toml constraints.txt scripts/make_venv.sh
 	@PYTHON="$(PYTHON)" sh scripts/make_venv.sh

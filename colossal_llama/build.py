@@ -27,8 +27,9 @@ from colossal_llama.start import Start, check_changes, find_start, going_on, ope
 from colossal_llama.trackers import open_wandb
 from data_tools.bins import Bins, open_bins
 from tokenizer_tools.command import UserError
-from tokenizer_tools.lineage import Record, refuse_swapped
+from tokenizer_tools.lineage import TOKENIZER_FILES, Record, refuse_swapped
 from tokenizer_tools.tokenizer import fingerprint, load_tokenizer
+from tokenizer_tools.tokenizer_files import read_files
 
 PAD_ID = 0  # any id will do: padding carries no label and is never attended to by a token
 
@@ -40,6 +41,8 @@ class Run:
     config: TrainConfig
     cluster: Cluster
     tokenizer: Any
+    tokenizer_files: dict[str, bytes]
+    """What lies beside every saved model, byte for byte; --keep_checkpoints may delete where it came from."""
     model_config: PretrainedConfig
     num_old_rows: int
     """Embedding rows of the old vocabulary; 0 if no stage needs to know."""
@@ -103,6 +106,7 @@ def build(config: TrainConfig, cluster: Cluster) -> tuple[Run, Start]:
         config=config,
         cluster=cluster,
         tokenizer=tokenizer,
+        tokenizer_files=together(lambda: read_files(found.model_dir, TOKENIZER_FILES)),
         model_config=model_config,
         num_old_rows=num_old,
         bins=bins,

@@ -10,7 +10,7 @@ write weight files up to 5 GB each of these.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,12 +69,12 @@ class CheckpointWriter:
         optimizer: Any,
         trained: Shapes,
         files: ModelFiles,
-        tokenizer: Any,
+        tokenizer_files: Mapping[str, bytes],
         save_dir: Path,
         keep: int,
     ) -> None:
         self._booster, self._model, self._optimizer, self._files = booster, model, optimizer, files
-        self._tokenizer, self._save_dir, self._keep = tokenizer, save_dir, keep
+        self._tokenizer_files, self._save_dir, self._keep = tokenizer_files, save_dir, keep
         every_rank: list[dict[int, optimizer_state.Part]] = [{}] * dist.get_world_size()
         dist.all_gather_object(every_rank, optimizer_state.own_parts(booster, optimizer, trained))
         shares = optimizer_state.share_out(every_rank)
@@ -94,13 +94,11 @@ class CheckpointWriter:
         on_main(self._check_space)
 
     def begin(self, progress: Progress, write_more: Callable[[Path], None]) -> None:
-        """Start writing `epoch-E_step-S`; the caller may train on at once. Waits for the checkpoint before, if it must.
+        """Start writing `epoch-E_step-S`; the caller may train on at once. `finish` the one before this one first.
 
         `write_more` adds rank 0's small files to the directory that it is given, in the background.
         """
-        if self._open is not None:
-            self._log.info("the checkpoint before this one is still being written: waiting for it")
-            self.finish()
+        assert self._open is None, "one checkpoint at a time"
         self.close()
         target = self._save_dir / f"epoch-{progress.epoch}_step-{progress.step}"
         aside = target.with_name(f".{target.name}{PARTIAL_SUFFIX}")
@@ -203,7 +201,8 @@ class CheckpointWriter:
     def _write_beside(self, directory: Path, files: ModelFiles) -> None:
         directory.mkdir(exist_ok=True)
         files.write_beside(directory)
-        self._tokenizer.save_pretrained(directory)
+        for name, content in self._tokenizer_files.items():
+            (directory / name).write_bytes(content)
 
     def _published(self, opened: _Open, every_rank: list[dict[str, Record]]) -> None:
         with faults_named(self._save_dir):

@@ -93,7 +93,7 @@ def board(run: Run, start: Start) -> Engine:
             boosted.optimizer,
             boosted.trained,
             files,
-            run.tokenizer,
+            run.tokenizer_files,
             config.save_dir,
             config.keep_checkpoints,
         ),

@@ -11,6 +11,7 @@ from typing import Any
 
 from colossal_llama.background import in_background
 from colossal_llama.build import Run
+from colossal_llama.cluster import main_rank_logger
 from colossal_llama.control import Agreement
 from colossal_llama.engine import Engine
 from colossal_llama.loss_scale import loss_scale_state
@@ -38,9 +39,11 @@ class Saver:
 
     def begin(self, progress: Progress) -> None:
         """Take a complete checkpoint of this position; it is written while the training goes on."""
-        start = time.perf_counter()
-        self.finish()
-        self._began = start
+        start = self._began = time.perf_counter()
+        if self._open is not None:
+            main_rank_logger(__name__).info("the checkpoint before this one is still being written: waiting for it")
+            self.finish()
+            self._began = time.perf_counter()
         run, engine, metrics = self._run, self._engine, self._metrics
         metrics.flush()
         seen = run.seen_ids.merged(run.cluster.device)

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from tokenizer_tools.command import Stopped
 
 REPEAT_SECONDS = 1.0
 """A launcher may pass on what the terminal has sent to all of its group: within this time it is the same request."""
+LEAVE_SECONDS = 5.0
+"""From a second signal on, for tidying up; a main thread that waits for another rank, which may hang, hears of none."""
+INTERRUPTED_EXIT_CODE = 130
 LEFT_AT_ONCE = "interrupted again: what was not saved yet is lost; the same command goes on from the last checkpoint"
 DURATION_RULE = "such as 90s, 45m, 4h, 1h30m, 04:00:00 or 1-12:00:00 (days-hours:minutes:seconds)"
 UNITS = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
@@ -104,7 +108,11 @@ def stop_requests(time_limit_seconds: float | None, started: float) -> Iterator[
     After `Stopped` signals are left alone: all is saved, and torchrun sends SIGTERM to the ranks that leave last.
     """
     requests = StopRequests(time_limit_seconds, started)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    threading.Thread(target=_leave_after_the_second, args=(reading,), daemon=True).start()
     handlers = {number: signal.signal(number, requests.take) for number in _signals()}
+    earlier = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     try:
         yield requests
     except Stopped:
@@ -113,6 +121,22 @@ def stop_requests(time_limit_seconds: float | None, started: float) -> Iterator[
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(earlier)
+        os.close(writing)
+
+
+def _leave_after_the_second(reading: int) -> None:
+    """A thread that gets the number of every signal at once, and ends the process if the main thread does not."""
+    first: float | None = None
+    while number := os.read(reading, 1):
+        now = time.monotonic()
+        if number[0] in _signals():
+            first = now if first is None else first
+            if now - first >= REPEAT_SECONDS:
+                time.sleep(LEAVE_SECONDS)
+                _say(f"error: {LEFT_AT_ONCE}")
+                os._exit(INTERRUPTED_EXIT_CODE)
+    os.close(reading)
 
 
 def _signals() -> tuple[signal.Signals, ...]:

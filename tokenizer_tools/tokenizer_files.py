@@ -38,6 +38,11 @@ def copy_files(source: Path, target: Path, names: tuple[str, ...]) -> None:
             shutil.copyfile(source / name, target / name)
 
 
+def read_files(directory: Path, names: tuple[str, ...]) -> dict[str, bytes]:
+    """Those of `names` that lie in `directory`, with their content."""
+    return {name: (directory / name).read_bytes() for name in names if (directory / name).is_file()}
+
+
 def refuse_overlap(target: Path, source: Path) -> None:
     """Raise UserError if writing `target` would replace the directory `source` is read from."""
     if target.resolve() in (source.resolve(), *source.resolve().parents):

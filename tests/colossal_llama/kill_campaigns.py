@@ -31,8 +31,8 @@ class Campaign:
     """The rank whose calls are counted."""
 
 
-ACCUMULATED = {"micro_batch_size": 1, "accumulation_steps": 2, "max_steps": 6, "save_interval": 2}
-STAGED = {**ACCUMULATED, "stages": ["embeds,steps=3", "all"], "keep_checkpoints": 2}
+ACCUMULATED = {"micro_batch_size": 1, "accumulation_steps": 2, "max_steps": 30, "save_interval": 2}
+STAGED = {**ACCUMULATED, "stages": ["embeds,steps=5", "all"], "keep_checkpoints": 2}
 TWO_SAVES = {"micro_batch_size": 2, "max_steps": 2, "save_interval": 1, "keep_checkpoints": 1, "warmup_steps": 1}
 
 SECOND = "the second save and the end"

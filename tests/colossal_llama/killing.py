@@ -354,6 +354,14 @@ class End:
     """All files and folders of the run but TensorBoard's, whose names hold the time."""
 
 
+def differences(one: End, other: End) -> list[str]:
+    """What two ends differ in, in words; nothing if they are alike."""
+    steps = [str(line) for lines in zip(one.steps, other.steps, strict=False) for line in lines if lines[0] != lines[1]]
+    files = sorted(name for name in one.hashes | other.hashes if one.hashes.get(name) != other.hashes.get(name))
+    count = [f"{len(one.steps)} steps and {len(other.steps)}"] if len(one.steps) != len(other.steps) else []
+    return [*count, *steps, *(f"other bytes: {name}" for name in files), *sorted(one.names ^ other.names)]
+
+
 def end_of(save_dir: Path) -> End:
     """Of a finished run."""
     steps = [{name: value for name, value in line.items() if name not in TIMINGS} for line in read_metrics(save_dir)]

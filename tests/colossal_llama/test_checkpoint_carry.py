@@ -18,11 +18,13 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed import distributed_c10d
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from colossal_llama.checkpoint import open_checkpoint
 from colossal_llama.optimizer_state import load_states
 from tokenizer_tools.command import UserError
+from tokenizer_tools.lineage import TOKENIZER_FILES
+from tokenizer_tools.tokenizer_files import read_files
 
 Ranks = Callable[..., list[Any]]
 States = dict[str, dict[str, torch.Tensor]]
@@ -122,7 +124,7 @@ class Stage:
         from colossal_llama.progress import Progress
         from colossal_llama.weights import model_files
 
-        tokenizer = AutoTokenizer.from_pretrained(save_dir.parent / "tokenizer")
+        tokenizer = read_files(save_dir.parent / "tokenizer", TOKENIZER_FILES)
         files = model_files(self.booster, self.model)
         save_dir.mkdir(exist_ok=True)
         writer = CheckpointWriter(

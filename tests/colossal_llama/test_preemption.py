@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from colossal_llama.stopping import LEFT_AT_ONCE
 from tests.colossal_llama.killing import Job, Launcher, end_of, flaws_of, latest_step, until
 from tests.conftest import argv_of, read_metrics, run_train
 
@@ -135,6 +136,29 @@ def test_a_second_signal_leaves_at_once_but_not_a_repeated_first_one(
     assert code == INTERRUPTED
     assert 1.5 <= seconds < 15, "it did not wait for the step to end"
     assert latest_step(tmp_path / "run") == 0
+
+
+def test_a_second_signal_leaves_although_another_rank_hangs(
+    launcher: Launcher, long_flags: dict[str, Any], tmp_path: Path
+) -> None:
+    """The main thread waits for the other rank in a library then, where Python's handlers do not run."""
+    save_dir = tmp_path / "run"
+    job = launcher.start(2, save_dir, **long_flags)
+    own, other = (psutil.Process(pid) for pid in job._pids)
+    try:
+        wait_for_steps(save_dir, 5)
+        other.suspend()
+        time.sleep(1)  # by now the first one waits for it
+        own.terminate()
+        time.sleep(1.5)
+        own.terminate()
+        for _ in until(lambda: not own.is_running(), 30):
+            pass
+    finally:
+        other.kill()
+    assert job.wait() == [INTERRUPTED, -signal.SIGKILL]
+    assert job.errors == ["error: " + LEFT_AT_ONCE]
+    assert flaws_of(save_dir) == []
 
 
 # --- with torchrun ----------------------------------------------------------------------------------------------------

@@ -118,3 +118,15 @@ def test_resolved_config_is_written_and_runs_again(
     assert [path.name for path in (tmp_path / "run").glob("epoch-*")] == ["epoch-0_step-8"]
     assert (tmp_path / "run" / "latest").read_text() == "epoch-0_step-8\n"
     assert list(tensorboard_dir.glob("events.out.tfevents.*"))
+
+
+def test_the_tokenizer_stays_when_its_checkpoint_is_deleted(
+    train: Train, zero2_flags: dict[str, Any], zero2_run: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """A resumed run has read it from a checkpoint that --keep_checkpoints then deletes."""
+    stopped = stopped_copy(zero2_run, tmp_path / "stopped", 4)
+    train(2, stopped, **{**zero2_flags, "save_interval": 1}, keep_checkpoints=1)
+    assert [path.name for path in stopped.glob("epoch-*")] == ["epoch-0_step-8"]
+    for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        for directory in (stopped / "modeling", stopped / "epoch-0_step-8" / "modeling"):
+            assert (directory / name).read_bytes() == (tiny_model_dir / name).read_bytes()
