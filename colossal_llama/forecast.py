@@ -6,9 +6,9 @@ import time
 
 from colossal_llama import model, plugins
 from colossal_llama.build import Run
-from colossal_llama.cluster import main_rank_logger
+from colossal_llama.cluster import main_rank_logger, on_main
 from colossal_llama.engine import Engine
-from colossal_llama.held_out import evaluate, spelled_by
+from colossal_llama.held_out import evaluate, is_evaluated_after, spelled_by
 from colossal_llama.metrics import Metrics
 from colossal_llama.plan_table import RunData, plan_text
 
@@ -37,6 +37,9 @@ def announce(run: Run, engine: Engine, metrics: Metrics) -> None:
     log.info(plan_text(run.plan.stages, data, progress.step, seconds))
     if progress.step:
         log.info(f"going on after step {progress.step}, row {progress.num_rows_seen:,}")
+        is_due = can_evaluate and is_evaluated_after(run, progress.step)
+        if is_due and not on_main(lambda: metrics.has_evaluated(progress.step)):  # it stopped before it could
+            evaluate(run, engine, metrics, progress.step)
     elif run.eval_bins and can_evaluate:
         evaluate(run, engine, metrics, 0)
 

@@ -31,6 +31,12 @@ LARGEST_EXPONENT = 700.0  # e**710 is no float any more
 Figures = dict[str, float]
 
 
+def is_evaluated_after(run: Run, step: int) -> bool:
+    """Whether a run evaluates after `step` steps: at each --eval_interval, and at the end of each stage."""
+    ends_a_stage = any(step == stage.end_step for stage in run.plan.stages)
+    return bool(run.eval_bins) and (ends_a_stage or step % run.config.eval_interval == 0)
+
+
 def evaluate(run: Run, engine: Engine, metrics: Metrics, step: int) -> None:
     """Measure every evaluation set after `step` steps, write the figures, warn of a watched set that loses too much."""
     metrics.flush()

@@ -25,9 +25,13 @@ class Journal:
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
         self._waiting: list[str] = []
+        self.first_steps: set[float] = set()
+        """Steps whose lines were there at the start."""
         if path.exists():
             text = path.read_text(encoding="utf-8", errors="replace")
-            kept = "".join(line + "\n" for line in text.splitlines() if _step_of(line) <= step)
+            lines = [line for line in text.splitlines() if _step_of(line) <= step]
+            self.first_steps = set(map(_step_of, lines))
+            kept = "".join(line + "\n" for line in lines)
             if kept != text:
                 write_whole_file(path, kept)
 

@@ -16,7 +16,7 @@ from colossal_llama.config import TrainConfig
 from colossal_llama.control import Control
 from colossal_llama.engine import Engine, board
 from colossal_llama.forecast import announce
-from colossal_llama.held_out import evaluate
+from colossal_llama.held_out import evaluate, is_evaluated_after
 from colossal_llama.host import has_accelerator
 from colossal_llama.prefetch import prefetched
 from colossal_llama.progress import Progress
@@ -96,14 +96,14 @@ def train_stage(run: Run, engine: Engine, watch: Watch) -> bool:
             saver.look(agreed)
             reason = Reason(agreed.reason)
             is_last = progress.step == stage.end_step
-            evaluates = bool(run.eval_bins) and (is_last or progress.step % config.eval_interval == 0) and not reason
+            evaluates = is_evaluated_after(run, progress.step) and not reason  # what is left out now, a resume does
             saves = is_last or bool(reason) or progress.step % config.save_interval == 0
             if evaluates or saves or progress.step % config.log_interval == 0:
                 anomalies.read()
-            if evaluates:
-                evaluate(run, engine, metrics, progress.step)
             if saves:
                 saver.begin(dataclasses.replace(progress, num_tokens_seen=int(tokens_seen)))
+            if evaluates:
+                evaluate(run, engine, metrics, progress.step)
             if reason:
                 break
     path = saver.close()

@@ -113,6 +113,10 @@ class Metrics:
             text = ", ".join(f"{key} {_readable(value)}" for key, value in numbers.items())
             self._log.info(f"step {step} | {name}: {text}")
 
+    def has_evaluated(self, step: int) -> bool:
+        """Whether a run that goes on after `step` had evaluated it before it stopped; on rank 0."""
+        return step in self._evaluations.first_steps
+
     def record_row_health(self, step: int, health: dict[str, Any], line: str) -> None:
         """Take the health of the new rows in the checkpoint of `step`, and how the log says it."""
         if not self._active:

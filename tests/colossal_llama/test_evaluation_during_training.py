@@ -12,6 +12,7 @@ import torch
 from datasets import load_from_disk
 from transformers import AutoModelForCausalLM, LlamaTokenizer
 
+from tests.colossal_llama.runs import stopped_copy
 from tests.conftest import read_evaluations
 
 ROW_LENGTH = 64
@@ -90,3 +91,19 @@ def test_held_out_figures_are_those_of_a_plain_loop(
             assert figures[figure] == pytest.approx(plain_figures[figure], rel=2e-3)  # bf16 against fp32
         assert figures["accuracy"] == pytest.approx(plain_figures["accuracy"], abs=0.01)
         assert figures["perplexity"] == pytest.approx(math.exp(figures["loss"]))
+
+
+def test_an_evaluation_that_a_stop_has_left_out_is_made_after_the_resume(
+    train: Callable[..., Any], flags: dict[str, Any], tiny_bins_dir: Path, tmp_path: Path
+) -> None:
+    own = {**flags, "micro_batch_size": 4, "max_steps": 4, "save_interval": 2, "eval_interval": 2}
+    own |= {"eval_dataset": f"held={tiny_bins_dir / 'part-00001'}", "max_eval_samples": 4}
+    train(2, tmp_path / "whole", **own)
+    expected = read_evaluations(tmp_path / "whole")
+    assert [line["step"] for line in expected] == [0, 2, 4]
+    for name, num_kept in (("left-out", 1), ("made", 2)):
+        stopped = stopped_copy(tmp_path / "whole", tmp_path / name, 2)
+        lines = (stopped / "evaluations.jsonl").read_text().splitlines(keepends=True)
+        (stopped / "evaluations.jsonl").write_text("".join(lines[:num_kept]))
+        train(2, stopped, **own)
+        assert read_evaluations(stopped) == expected
