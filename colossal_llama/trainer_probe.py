@@ -23,7 +23,7 @@ from colossal_llama.step import Stepper
 def trainer_probe(
     stepper: Stepper, row: torch.Tensor, micro_batch_size: int, accumulation_steps: int, device: torch.device
 ) -> Probe | None:
-    """Score `row`, int64 [row_length], in a batch of training's own shape. All ranks call it; None but on rank 0.
+    """Score `row`, int64 [row_length], in a batch of `micro_batch_size` rows. All ranks call it; None but on rank 0.
 
     Neither parameters, gradients, random numbers nor the training mode change. Not before the first training step
     (`plugins.can_evaluate_first`).

@@ -57,6 +57,7 @@ LAUNCHER_FLAGS = {
     *("--hostfile", "--host", "--master_addr", "--master_port", "--nnodes", "--nproc_per_node", "--node_rank"),  # both
     *("--standalone", "--rdzv_backend", "--rdzv_endpoint", "--rdzv_id", "--max_restarts"),  # torchrun
     *("--nodes", "--ntasks", "--ntasks-per-node", "--gres", "--gpus-per-node", "--cpus-per-task"),  # srun
+    *("--time", "--signal", "--requeue"),  # sbatch
     "--no-build-isolation",  # pip
     "--help",
 }

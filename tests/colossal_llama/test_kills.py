@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,11 @@ from tqdm import tqdm
 
 from tests.colossal_llama import kill_campaigns
 from tests.colossal_llama.kill_campaigns import AT_CALLS, AT_RANDOM, CAMPAIGNS, SEED, Campaign, Tally
-from tests.colossal_llama.killing import End, Job, Launcher, Strike, differences, end_of, flaws_of, latest_step
+from tests.colossal_llama.killing import End, Job, Launcher, Strike, differences, end_of, flaws_of, latest_step, until
 from tests.colossal_llama.runs import free_ports
 from tests.conftest import argv_of
 
-QUICK_KILLS = 4
+QUICK_KILLS, QUICK_SECONDS = 4, 0.3
 KILLED = -9
 
 Flags = dict[str, Any]
@@ -68,12 +67,15 @@ def kill_after(seconds: float, job: Job) -> list[int]:
 
 
 def test_killed_at_random_moments_a_run_ends_in_the_same_bits(launcher: Launcher, begin: Begin, tmp_path: Path) -> None:
-    """One run, killed again and again, each time somewhere in what is left of it."""
-    campaign = replace(AT_RANDOM[0], flags={**AT_RANDOM[0].flags, "max_steps": 12})
-    flags, expected, seconds, _ = begin(campaign)
+    """One run, killed again and again, each time some moment after it has saved something new."""
+    campaign = AT_RANDOM[0]
+    flags, expected, _, _ = begin(campaign)
     draw, save_dir, steps = random.Random(SEED), tmp_path / "run", [0]
     for _ in range(QUICK_KILLS):
-        kill_after(seconds * draw.uniform(0.3, 0.9), launcher.start(campaign.world_size, save_dir, **flags))
+        job = launcher.start(campaign.world_size, save_dir, **flags)
+        for _ in until(lambda: latest_step(save_dir) > steps[-1] or (save_dir / "modeling").exists(), 100):
+            pass
+        kill_after(draw.uniform(0.0, QUICK_SECONDS), job)
         assert flaws_of(save_dir) == []
         steps.append(latest_step(save_dir))
     assert steps == sorted(steps), "a checkpoint was lost"

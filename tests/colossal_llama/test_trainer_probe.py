@@ -31,6 +31,7 @@ def run_watched(argv: list[str]) -> int:
     probe = saving.trainer_probe
 
     def watched(stepper: Any, *others: Any) -> Probe | None:
+        assert stepper.model.training, "an evaluation before has not tidied up"
         before = traces(stepper)
         told = probe(stepper, *others)
         after = traces(stepper)
