@@ -17,8 +17,9 @@ check: .venv/installed ## ruff, mypy and the house rules
 	python -m pytest -q tests/test_house.py
 
 CASES ?= test
-soak: .venv/installed ## parity and kills, into docs/parity.md and docs/kills.md; CASES="3d and bf16" for a part
-	python -m pytest -m soak -k "$(CASES)" tests/colossal_llama/test_parity.py tests/colossal_llama/test_kills.py
+SOAKED := $(foreach room,parity exact_resume kills,tests/colossal_llama/test_$(room).py)
+soak: .venv/installed ## parity, resumes and kills, into docs/{parity,exact_resume,kills}.md; CASES="3d and bf16" for a part
+	python -m pytest -m soak -k "$(CASES)" $(SOAKED)
 
 bench: .venv/installed ## ratios measured side by side
 	python benchmarks/data_engine.py --directory runs/bench

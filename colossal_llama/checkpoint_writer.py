@@ -81,7 +81,7 @@ class CheckpointWriter:
         self._parts = shares[dist.get_rank()]
         self._parts_table = optimizer_state.parts_table(shares, trained)
         sizes = [0] * dist.get_world_size()
-        own_bytes = files.num_bytes + optimizer_state.snapshot_bytes(model, optimizer, self._parts)
+        own_bytes = files.num_bytes + optimizer_state.snapshot_bytes(self._parts.values())
         dist.all_gather_object(sizes, own_bytes)
         self.num_bytes = sum(sizes) + SMALL_FILES_BYTES
         """Size of one checkpoint."""

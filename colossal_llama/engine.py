@@ -154,7 +154,10 @@ def _load(run: Run, start: Start, stage: ResolvedStage) -> PreTrainedModel:
             modules_to_save=tuple(config.lora_modules_to_save),
             seed=config.seed,
         )
-        return model.load_lora_model(start.model_dir, dtype, attention, config.use_grad_checkpoint, settings)
+        # its hashes say that --pretrained is the base of a run that goes on, unless --load_checkpoint gave the weights
+        is_base = start.checkpoint is not None and "weights" not in run.lineage["made_from"]
+        base = config.pretrained if is_base else None
+        return model.load_lora_model(start.model_dir, dtype, attention, config.use_grad_checkpoint, settings, base)
     loaded = model.load_model(start.model_dir, dtype, attention, config.use_grad_checkpoint)
     if stage.train in EMBEDDINGS_ONLY:
         model.freeze_non_embeddings(loaded)

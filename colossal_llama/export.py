@@ -33,7 +33,7 @@ NO_CHECKPOINT = {
     None: "neither a checkpoint nor a run",
 }
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("colossal_llama.export")  # run by -m this module is "__main__", to which nobody listens
 
 
 @dataclass(frozen=True)

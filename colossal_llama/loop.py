@@ -21,7 +21,7 @@ from colossal_llama.host import has_accelerator
 from colossal_llama.prefetch import prefetched
 from colossal_llama.progress import Progress
 from colossal_llama.randomness import seed_step
-from colossal_llama.saving import Saver
+from colossal_llama.saving import saving
 from colossal_llama.start import latest_start
 from colossal_llama.step import StepResult
 from colossal_llama.stopping import Reason, StopRequests, stop_requests
@@ -71,12 +71,14 @@ def train_stage(run: Run, engine: Engine, watch: Watch) -> bool:
     config, stage, progress = run.config, engine.stage, engine.progress
     metrics = watch.logs.metrics
     anomalies = Anomalies(config.on_anomaly, watch.logs.anomalies, engine.reader)
-    saver = Saver(run, engine, metrics, watch.stop)
     tokens_seen = torch.tensor(progress.num_tokens_seen, device=run.cluster.device)
     reason = Reason.NONE
     metrics.cost = engine.cost
     metrics.start_clock()
-    with prefetched(engine.reader.steps_from(progress.num_rows_seen), pin=has_accelerator()) as steps:
+    with (
+        saving(run, engine, metrics, watch.stop) as saver,
+        prefetched(engine.reader.steps_from(progress.num_rows_seen), pin=has_accelerator()) as steps,
+    ):
         for micro_batches in steps:
             if progress.step >= stage.end_step:
                 break

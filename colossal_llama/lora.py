@@ -124,7 +124,7 @@ def base_directory(directory: Path) -> Path:
     if not base or not Path(base).is_dir():
         raise UserError(
             f"{directory / CONFIG}: an adapter of {base}, which is no directory here; "
-            f"correct base_model_name_or_path to where that model is now"
+            f"put that model, or a link to it, back there"
         )
     return Path(base)
 

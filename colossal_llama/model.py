@@ -73,14 +73,21 @@ def load_config(directory: Path) -> PretrainedConfig:
 
 
 def load_lora_model(
-    directory: Path, dtype: torch.dtype, attention: str, use_grad_checkpoint: bool, settings: lora.LoraSettings
+    directory: Path,
+    dtype: torch.dtype,
+    attention: str,
+    use_grad_checkpoint: bool,
+    settings: lora.LoraSettings,
+    base: Path | None = None,
 ) -> PeftModel:
     """A model that trains adapters: fresh ones on a model's directory, those of an adapter's directory on its base.
 
+    `base`: where an adapter's base lies now; None for where it lay when the adapter was saved.
     Raises UserError if `directory` does not hold a complete model, or an adapter that was made with other settings.
     """
     continues = lora.is_adapter(directory)
-    base = lora.base_directory(directory) if continues else directory
+    if base is None or not continues:
+        base = lora.base_directory(directory) if continues else directory
     model = lora.wrap(load_model(base, dtype, attention, use_grad_checkpoint), settings)
     if continues:
         lora.load_adapter(model, directory)

@@ -13,7 +13,7 @@ weights, refuse another set of parameters, and replace the groups' options.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,12 @@ from tokenizer_tools.outputs import read_json
 PARTS_FILE = "parts.json"
 STEP, MASTER = "step", "master"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+BYTES_OF_A_PARAMETER = 12  # two moments and the weight, in fp32
 
 Shapes = Mapping[str, tuple[int, ...]]
 State = dict[str, torch.Tensor]
 """Of one part: `exp_avg` and `exp_avg_sq`, flat fp32, `step`, int64 [], none of them before the first step; and
-`master`, the fp32 weights, if the plugin keeps them beside 16-bit ones."""
+`master`, the fp32 weights."""
 
 
 @dataclass(frozen=True)
@@ -131,19 +132,16 @@ def snapshot(model: nn.Module, optimizer: Any, parts: Mapping[int, Part]) -> Sta
         if state:
             copies[f"{part.name}.{STEP}"] = torch.tensor(int(state[STEP]))
         found = {kind: state[kind] for kind in MOMENTS if kind in state}
-        if i in masters:
-            found[MASTER] = masters[i]
+        found[MASTER] = masters.get(i, tensors[i])  # if they are the model's own, another plugin may want them apart
         for kind, value in found.items():
             flat = value.detach().flatten()[: part.end - part.begin]
             copies[f"{part.name}.{kind}"] = flat.to("cpu", torch.float32, copy=True)
     return copies
 
 
-def snapshot_bytes(model: nn.Module, optimizer: Any, parts: Mapping[int, Part]) -> int:
+def snapshot_bytes(parts: Iterable[Part]) -> int:
     """Size of `snapshot` after the first step."""
-    masters, bytes_of_fp32 = master_weights(model, optimizer), 4
-    kinds = {i: len(MOMENTS) + (i in masters) for i in parts}
-    return sum(kinds[i] * (part.end - part.begin) * bytes_of_fp32 for i, part in parts.items())
+    return BYTES_OF_A_PARAMETER * sum(part.end - part.begin for part in parts)
 
 
 class SavedStates:

@@ -4,7 +4,9 @@ on the disk."""
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,20 @@ from colossal_llama.row_health import health_line, row_health, write_seen_ids
 from colossal_llama.start import RUN_CONFIG
 from colossal_llama.stopping import StopRequests
 from colossal_llama.trainer_probe import trainer_probe
+from tokenizer_tools.command import UserError
 from tokenizer_tools.lineage import LINEAGE
 from tokenizer_tools.outputs import write_json
+
+
+@contextmanager
+def saving(run: Run, engine: Engine, metrics: Metrics, stop: StopRequests) -> Iterator[Saver]:
+    """The saves of a stage. A UserError, which all ranks raise together, waits until the open checkpoint is whole."""
+    saver = Saver(run, engine, metrics, stop)
+    try:
+        yield saver
+    except UserError:
+        saver.close()
+        raise
 
 
 class Saver:

@@ -21,6 +21,7 @@ from colossal_llama.checkpoint import (
     open_checkpoint,
     sound_checkpoint,
 )
+from colossal_llama.checkpoint_files import PARTIAL_SUFFIX, hide
 from colossal_llama.cluster import main_rank_logger
 from colossal_llama.config import TrainConfig
 from colossal_llama.plan import Plan
@@ -84,7 +85,9 @@ def find_start(config: TrainConfig) -> Start:
 
 
 def _refuse_other_than_run(save_dir: Path) -> None:
-    if save_dir.is_dir() and any(save_dir.iterdir()) and kind_of(save_dir) != "run":
+    if kind_of(save_dir) == "run" or not save_dir.is_dir():
+        return
+    if any(not path.name.endswith(PARTIAL_SUFFIX) for path in save_dir.iterdir()):  # which a kill at the start leaves
         raise UserError(f"--save_dir {save_dir}: is not empty and holds no run; choose another directory")
 
 
@@ -167,7 +170,7 @@ def _why_nothing_is_left(config: TrainConfig, plan: Plan, progress: Progress) ->
 def open_save_dir(config: TrainConfig) -> None:
     """The last thing before the first step: with --overwrite the old run goes only now that the new one can begin."""
     if config.overwrite and config.save_dir.is_dir():
-        shutil.rmtree(config.save_dir)
+        shutil.rmtree(hide(config.save_dir))
     write_json(config.save_dir / RUN_CONFIG, config.as_json())
     if config.config_file is not None:
         write_json(config.config_file, config.as_json())

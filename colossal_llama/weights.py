@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from colossalai.booster import Booster
 from colossalai.booster.plugin import GeminiPlugin, HybridParallelPlugin
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from colossal_llama import lora
 from colossal_llama.head import bare_model
@@ -97,11 +98,7 @@ def merged_files(model: Any) -> ModelFiles:
 
 def _planned(base: Any, tensors: Callable[[], Iterator[tuple[str, torch.Tensor]]]) -> ModelFiles:
     tied = set(base._tied_weights_keys or ()) if base.config.tie_word_embeddings else set()
-    own = [
-        Held(name, tensor.numel() * tensor.element_size())
-        for name, tensor in tensors()
-        if name not in tied
-    ]
+    own = [Held(name, tensor.numel() * tensor.element_size()) for name, tensor in tensors() if name not in tied]
     held: list[list[Held]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(held, own)
     files = plan_files(held)
@@ -119,7 +116,8 @@ def _planned(base: Any, tensors: Callable[[], Iterator[tuple[str, torch.Tensor]]
         config.use_cache = True  # only training must do without it
         config.save_pretrained(directory)
         if base.generation_config is not None:
-            base.generation_config.save_pretrained(directory)
+            # save_pretrained refuses what many models came with (a temperature without sampling)
+            base.generation_config.to_json_file(directory / GENERATION_CONFIG_NAME, use_diff=True)
         if len(files) > 1:
             weight_map = {tensor.name: file.name for file in files for tensor in file.tensors}
             total_size = sum(tensor.num_bytes for file in files for tensor in file.tensors)
@@ -159,4 +157,3 @@ def adapter_files(model: Any) -> ModelFiles:
 
     own_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors().values())
     return ModelFiles(take, own_bytes, lambda directory: lora.write_adapter_config(adapted, directory))
-

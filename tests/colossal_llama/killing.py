@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import faulthandler
 import gc
 import hashlib
 import itertools
@@ -165,10 +166,6 @@ def build_shim(directory: Path) -> Path | None:
 
 def serve() -> None:
     """Read orders from stdin, a JSON line each; answer with the ranks' pids, and with their exit codes at their end."""
-    import pandas  # noqa: F401  pyarrow imports it at the first row
-    import torch.utils.tensorboard  # noqa: F401
-    import transformers.models.llama.modeling_llama  # noqa: F401
-
     import tests.preload  # noqa: F401  the slow imports
 
     with os.fdopen(os.dup(1), "w", buffering=1) as answers:
@@ -206,6 +203,7 @@ def _train(order: dict[str, Any], rank: int, port: int) -> int:
     os.dup2(said, 1)
     os.dup2(said, 2)
     signal.alarm(RUN_TIMEOUT_SECONDS)  # a hang is a failure, not a wait
+    faulthandler.dump_traceback_later(RUN_TIMEOUT_SECONDS - 5)
     strike = Strike(**order["strike"])
     _arm(strike if strike.rank == rank else NOTHING, Path(order["save_dir"]), trace_of(Path(order["log"]), rank))
     return train.main(order["argv"])

@@ -112,7 +112,7 @@ def test_stop_and_a_run_that_does_not_recover_end_in_one_line(
 ) -> None:
     broken_dir = with_nan(tiny_model_dir, tmp_path / "broken", "model.norm.weight", 0)  # no step can be good
     own = {**flags, "micro_batch_size": 2, "log_interval": 4, "max_steps": 12}
-    stop = {**own, "pretrained": poisoned_dir, "save_dir": tmp_path / "stop", "on_anomaly": "stop"}
+    stop = {**own, "pretrained": poisoned_dir, "save_dir": tmp_path / "stop", "on_anomaly": "stop", "save_interval": 1}
     never = {**own, "pretrained": broken_dir, "save_dir": tmp_path / "never"}
     results = ranks(outcomes, 2, [argv_of(**stop), argv_of(**never)], free_ports(2))
     assert [[code for code, _ in rank] for rank in results] == [[2, 2]] * 2
@@ -122,6 +122,8 @@ def test_stop_and_a_run_that_does_not_recover_end_in_one_line(
         json.loads(line)["step"] for line in (tmp_path / "stop" / "anomalies.jsonl").read_text().splitlines()
     ]
     assert f"step {bad_step}:" in stopped
+    assert (tmp_path / "stop" / "latest").read_text() == f"epoch-0_step-{bad_step - 1}\n", "it was just being written"
+    assert not list((tmp_path / "stop").glob(".*"))
     assert "10 bad steps in a row" in lost and "lower --lr" in lost
 
 

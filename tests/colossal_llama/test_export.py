@@ -143,7 +143,7 @@ def test_run_exports_its_newest_checkpoint_whatever_its_name(
 @pytest.mark.parametrize(
     "pattern",
     [
-        *("modeling/*.safetensors", "modeling/tokenizer.json", "modeling/config.json", "optimizer/*.safetensors"),
+        *("modeling/*.safetensors", "modeling/tokenizer.model", "modeling/config.json", "optimizer/*.safetensors"),
         *("probe.safetensors", "lineage.json", "train_config.json"),
     ],
 )
@@ -324,12 +324,12 @@ def test_ctrl_c_leaves_nothing_and_nobody(checkpoint: Path, tmp_path: Path) -> N
     words = ["-m", "colossal_llama.export", "--checkpoint", str(checkpoint), "--target", str(tmp_path / "exported")]
     process = subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, start_new_session=True)
     assert process.stderr is not None
-    for line in process.stderr:
-        if b"in a process that knows nothing" in line:
-            break
-    while not children_of(process.pid):
+    assert any(b"in a process that knows nothing" in line for line in process.stderr)
+    children: list[int] = []
+    while process.poll() is None and not children:
         time.sleep(0.01)
-    children = children_of(process.pid)
+        children = children_of(process.pid)
+    assert children
     os.killpg(process.pid, signal.SIGINT)
     said = process.communicate(timeout=60)[1].decode()
     assert process.returncode == 130

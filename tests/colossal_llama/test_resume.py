@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tests.colossal_llama.runs import num_predicted, rows_of, stopped_copy
+from tests.colossal_llama.runs import num_predicted, rows_of, stopped_copy, weights_of
 from tests.conftest import read_metrics, run_train
+from tokenizer_tools.lineage import TOKENIZER_FILES
 
 Train = Callable[..., list[dict[str, Any]]]
 MIDDLE, LAST = 3, 6
@@ -127,6 +130,40 @@ def test_the_tokenizer_stays_when_its_checkpoint_is_deleted(
     stopped = stopped_copy(zero2_run, tmp_path / "stopped", 4)
     train(2, stopped, **{**zero2_flags, "save_interval": 1}, keep_checkpoints=1)
     assert [path.name for path in stopped.glob("epoch-*")] == ["epoch-0_step-8"]
-    for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        for directory in (stopped / "modeling", stopped / "epoch-0_step-8" / "modeling"):
-            assert (directory / name).read_bytes() == (tiny_model_dir / name).read_bytes()
+    names = [name for name in TOKENIZER_FILES if (tiny_model_dir / name).is_file()]
+    assert "tokenizer.model" in names
+    for directory in (stopped / "modeling", stopped / "epoch-0_step-8" / "modeling"):
+        assert all((directory / name).read_bytes() == (tiny_model_dir / name).read_bytes() for name in names)
+
+
+def test_adapters_go_on_with_a_base_that_has_moved_and_not_with_what_lies_in_its_place(
+    train: Train, flags: dict[str, Any], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_model_dir, tmp_path / "base")
+    own = {**flags, "pretrained": base, "lora_rank": 4, "max_steps": 4, "save_interval": 2, "micro_batch_size": 2}
+    whole = train(1, tmp_path / "whole", **own)
+    stopped = stopped_copy(tmp_path / "whole", tmp_path / "stopped", 2)
+    moved = base.rename(tmp_path / "moved")
+    shutil.copytree(tiny_model_dir, base)
+    (base / "manifest.json").unlink()
+    weights = load_file(base / "model.safetensors")
+    save_file({name: tensor + 0.01 for name, tensor in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    assert values_of(train(1, stopped, **{**own, "pretrained": moved})) == values_of(whole)
+
+
+def test_fp32_weights_of_ddp_keep_their_low_bits_under_another_plugin(
+    train: Train, flags: dict[str, Any], tmp_path: Path
+) -> None:
+    own = {**flags, "micro_batch_size": 2, "max_steps": 4, "save_interval": 2}
+    train(2, tmp_path / "whole", **{**own, "plugin": "ddp"})
+    stopped = stopped_copy(tmp_path / "whole", tmp_path / "stopped", 2)
+    train(2, stopped, **{**own, "max_steps": 3, "lr": 1e-30, "weight_decay": 0.0, "plugin": "zero2"})
+    before = weights_of(stopped / "epoch-0_step-2" / "modeling")
+    names = [name for name in before if name.endswith("q_proj.weight")]
+    directory = stopped / "epoch-0_step-3" / "optimizer"
+    parts = [part for part in json.loads((directory / "parts.json").read_text())["parts"] if part[1] in names]
+    assert len(parts) == 2 * len(names)
+    for file, name, *_, begin, end in parts:
+        found = load_file(directory / file)[f"{name}.master"]
+        assert torch.equal(found, before[name].flatten()[begin:end])
+        assert not torch.equal(found, found.bfloat16().float()), "the case needs low bits"

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,3 +50,16 @@ def test_a_pipeline_s_stages_write_their_own_layers(stages: list[list[int]], cop
 def test_a_tensor_larger_than_a_file_has_one_of_its_own() -> None:
     files = plan_files([[Held("a", 10), Held("b", 500), Held("c", 10)]], LARGEST)
     assert [[tensor.name for tensor in file.tensors] for file in files] == [["a"], ["b"], ["c"]]
+
+
+def test_a_generation_config_that_transformers_refuses_to_save_is_no_end_of_a_run(
+    train: Any, flags: dict[str, Any], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """A temperature without sampling, as LLaMA-2 came with it, ended a run at its first save."""
+    model = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    (model / "manifest.json").unlink()
+    (model / "generation_config.json").write_text(json.dumps({"temperature": 0.9, "top_p": 0.6, "bos_token_id": 1}))
+    train(1, tmp_path / "run", **{**flags, "pretrained": model, "max_steps": 1, "warmup_steps": 0})
+    for directory in (tmp_path / "run" / "modeling", tmp_path / "run" / "epoch-0_step-1" / "modeling"):
+        saved = json.loads((directory / "generation_config.json").read_text())
+        assert (saved["temperature"], saved["top_p"], saved["bos_token_id"]) == (0.9, 0.6, 1)
