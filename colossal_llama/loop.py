@@ -21,6 +21,7 @@ from colossal_llama.host import has_accelerator
 from colossal_llama.prefetch import prefetched
 from colossal_llama.progress import Progress
 from colossal_llama.randomness import seed_step
+from colossal_llama.run_lock import RunLock
 from colossal_llama.saving import saving
 from colossal_llama.start import latest_start
 from colossal_llama.step import StepResult
@@ -44,9 +45,13 @@ def train(config: TrainConfig, cluster: Cluster, started: float) -> None:
     started: `time.monotonic()` of when the process began, for --time_limit. Raises Stopped, on all ranks, if a signal
     or the time limit ends the run before that.
     """
+    lock = RunLock(config.save_dir)
+    on_main(lock.take_if_there)
     run, start = build(config, cluster)
     engines = [board(run, start)]
+    on_main(lock.take)
     logs = open_logs(run)
+    on_main(lock.take)  # --overwrite has taken the other one away
     on_main(lambda: remove_leftovers(config.save_dir))
     if run.progress.step < run.plan.total_steps:
         engines[0].writer.check_space()

@@ -53,11 +53,12 @@ class Saver:
 
     def begin(self, progress: Progress) -> None:
         """Take a complete checkpoint of this position; it is written while the training goes on."""
-        start = self._began = time.perf_counter()
+        start = time.perf_counter()
         if self._open is not None:
             main_rank_logger(__name__).info("the checkpoint before this one is still being written: waiting for it")
             self.finish()
-            self._began = time.perf_counter()
+        self._began = time.perf_counter()
+        self._stop.save_begins()
         run, engine, metrics = self._run, self._engine, self._metrics
         metrics.flush()
         seen = run.seen_ids.merged(run.cluster.device)

@@ -21,7 +21,7 @@ from colossal_llama.checkpoint import (
     open_checkpoint,
     sound_checkpoint,
 )
-from colossal_llama.checkpoint_files import PARTIAL_SUFFIX, hide
+from colossal_llama.checkpoint_files import hide
 from colossal_llama.cluster import main_rank_logger
 from colossal_llama.config import TrainConfig
 from colossal_llama.plan import Plan
@@ -87,7 +87,7 @@ def find_start(config: TrainConfig) -> Start:
 def _refuse_other_than_run(save_dir: Path) -> None:
     if kind_of(save_dir) == "run" or not save_dir.is_dir():
         return
-    if any(not path.name.endswith(PARTIAL_SUFFIX) for path in save_dir.iterdir()):  # which a kill at the start leaves
+    if any(not path.name.startswith(".") for path in save_dir.iterdir()):  # a kill at the start leaves hidden ones
         raise UserError(f"--save_dir {save_dir}: is not empty and holds no run; choose another directory")
 
 

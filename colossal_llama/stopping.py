@@ -73,6 +73,7 @@ class StopRequests:
         self._step_began = clock()
         self._step_seconds = 0.0
         self._save_seconds = self._step_began - started  # until a save has shown better: loading took about as long
+        self._is_saving = False
 
     def take(self, number: int, _: FrameType | None) -> None:
         """The signal handler. Raises KeyboardInterrupt if a signal has come before, REPEAT_SECONDS ago or more."""
@@ -87,18 +88,24 @@ class StopRequests:
         """Why this rank wants to stop now, at the end of a step.
 
         The time limit asks for it while there is still room for the longest step so far, with whatever else was done
-        between two of these calls, and for the longest save.
+        between two of these calls, and for the longest save: twice while another one is still being written.
         """
         now = self._clock()
         self._step_seconds = max(self._step_seconds, now - self._step_began)
         self._step_began = now
         if self._signal is not Reason.NONE:
             return self._signal
-        return Reason.TIME_LIMIT if now + self._step_seconds + self._save_seconds > self._deadline else Reason.NONE
+        needed_seconds = self._step_seconds + self._save_seconds * (1 + self._is_saving)
+        return Reason.TIME_LIMIT if now + needed_seconds > self._deadline else Reason.NONE
+
+    def save_begins(self) -> None:
+        """A checkpoint is being written from now on, until `save_took`."""
+        self._is_saving = True
 
     def save_took(self, seconds: float) -> None:
         """Remember how long a save took, from its beginning until the checkpoint had its name."""
         self._save_seconds = max(self._save_seconds, seconds)
+        self._is_saving = False
 
 
 @contextmanager

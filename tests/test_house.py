@@ -35,10 +35,21 @@ LAYERS = {
         *("changes", "stopping"),
         *("cluster", "host", "host_kernels", "mends", "upstream", "journal", "trackers"),  # the machine, the upstream
         *("batch", "document_mask", "loss", "head", "guard", "text_bytes", "lora", "optimizer_state"),  # tensors
-        *("loss_scale", "randomness", "row_chain", "background", "control", "probe", "input_hashes"),
+        *("loss_scale", "randomness", "row_chain", "background", "control", "run_lock", "probe", "input_hashes"),
     ),
     "parts": (
-        *("plugins", "model", "optim", "batches", "prefetch", "step", "checkpoint", "checkpoint_files", "weights", "metrics"),
+        *(
+            "plugins",
+            "model",
+            "optim",
+            "batches",
+            "prefetch",
+            "step",
+            "checkpoint",
+            "checkpoint_files",
+            "weights",
+            "metrics",
+        ),
         *("row_health", "plan_table", "eval_rows"),
     ),
     "joins": (

@@ -123,7 +123,7 @@ def test_stop_and_a_run_that_does_not_recover_end_in_one_line(
     ]
     assert f"step {bad_step}:" in stopped
     assert (tmp_path / "stop" / "latest").read_text() == f"epoch-0_step-{bad_step - 1}\n", "it was just being written"
-    assert not list((tmp_path / "stop").glob(".*"))
+    assert not list((tmp_path / "stop").glob(".*.partial"))
     assert "10 bad steps in a row" in lost and "lower --lr" in lost
 
 

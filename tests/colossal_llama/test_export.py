@@ -352,7 +352,7 @@ def test_adapter_is_exported_merged(
 ) -> None:
     """The trainer adds the adapter's product to the activations, the export to the weights."""
     target = tmp_path / "exported"
-    settings = {**flags, "plugin": "ddp", "lora_rank": 4, "lr": 2e-2, "max_steps": 3}
+    settings = {**flags, "plugin": "ddp", "mixed_precision": "fp32", "lora_rank": 4, "lr": 2e-2, "max_steps": 3}
     train(1, tmp_path / "run", **settings | {"lora_targets": ["q_proj", "down_proj"]})
     modeling = tmp_path / "run" / "epoch-0_step-3" / "modeling"
     assert lora.is_adapter(modeling)

@@ -104,6 +104,16 @@ def test_the_limit_leaves_room_for_one_step_and_one_save() -> None:
     assert after_steps(stop, clock, 0.1) == [Reason.TIME_LIMIT]
 
 
+def test_a_save_in_progress_has_to_end_before_the_last_one_begins() -> None:
+    clock = Clock(100)
+    stop = StopRequests(100, started=100, clock=clock)
+    stop.save_took(20)
+    stop.save_begins()
+    assert after_steps(stop, clock, 30, 0.1) == [Reason.NONE, Reason.TIME_LIMIT]  # 130 + 30 + 2 * 20
+    stop.save_took(5)
+    assert after_steps(stop, clock, 19, 1) == [Reason.NONE, Reason.TIME_LIMIT]  # 150 + 30 + 20
+
+
 def test_the_longest_step_and_save_count() -> None:
     clock = Clock(100)
     stop = StopRequests(100, started=100, clock=clock)
