@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 
+from colossal_llama.background import leave
 from colossal_llama.checks import check
 from colossal_llama.config import TrainConfig
 from tokenizer_tools.command import command
@@ -32,4 +32,4 @@ def main(config: TrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -33,6 +33,8 @@ MODELING = "modeling"
 OPTIMIZER = "optimizer"
 MANIFEST = "manifest.json"
 STATES = "running_states.json"
+BEFORE = "before"
+"""In the manifest: the name of the checkpoint from which the run had come, beside this one; null for none."""
 
 
 @dataclass(frozen=True)
@@ -104,18 +106,45 @@ def latest_checkpoint(save_dir: Path) -> Checkpoint | None:
 
 def complete_checkpoints(save_dir: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
-    found = [(match, path) for path in save_dir.iterdir() if (match := NAME.fullmatch(path.name))]
-    complete = [(int(match[2]), path) for match, path in found if (path / MANIFEST).is_file()]
-    return [path for _, path in sorted(complete)]
+    named = (path for path in save_dir.iterdir() if NAME.fullmatch(path.name))
+    return sorted((path for path in named if (path / MANIFEST).is_file()), key=lambda path: (steps_of(path), path))
 
 
 def _before(path: Path) -> list[Path]:
-    """Complete checkpoints of the same run with fewer steps, newest first."""
+    """Complete checkpoints that led to this one, newest first: by its manifest, or those with fewer steps without one.
+
+    Others may lie there, of a branch that its owner has left by writing an older name into `latest`.
+    """
+    line: list[Path] = []
+    while (path / MANIFEST).is_file():
+        try:
+            before = read_json(path / MANIFEST, "a checkpoint's manifest").get(BEFORE)
+        except UserError:
+            return line or _with_fewer_steps(path)
+        path = path.with_name(str(before))
+        if before is None or path in line or not (path / MANIFEST).is_file():
+            return line
+        line.append(path)
+    return _with_fewer_steps(path)
+
+
+def _with_fewer_steps(path: Path) -> list[Path]:
     match = NAME.fullmatch(path.name)
     if match is None:  # renamed by its owner
         return []
-    older = [one for one in complete_checkpoints(path.parent) if int(NAME.fullmatch(one.name)[2]) < int(match[2])]  # type: ignore[index]  # they all match
-    return older[::-1]
+    return [one for one in complete_checkpoints(path.parent) if steps_of(one) < int(match[2])][::-1]
+
+
+def steps_of(path: Path) -> int:
+    """The number of steps in a checkpoint's name, `epoch-E_step-S`."""
+    match = NAME.fullmatch(path.name)
+    assert match is not None, f"{path} is not named like a checkpoint"
+    return int(match[2])
+
+
+def kept(newest: Path, count: int) -> list[Path]:
+    """The checkpoints that --keep_checkpoints keeps: the newest one and what led to it."""
+    return [newest, *_before(newest)][:count]
 
 
 def sound_checkpoint(checkpoint: Checkpoint) -> Checkpoint:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from colossal_llama import optimizer_state
 from colossal_llama.background import in_background
 from colossal_llama.checkpoint import (
+    BEFORE,
     LATEST,
     MANIFEST,
     MODELING,
@@ -28,6 +29,8 @@ from colossal_llama.checkpoint import (
     STATES,
     VERSION,
     complete_checkpoints,
+    kept,
+    steps_of,
 )
 from colossal_llama.checkpoint_files import (
     PARTIAL_SUFFIX,
@@ -60,7 +63,10 @@ class _Open:
 
 
 class CheckpointWriter:
-    """Saves a boosted model of one run. All ranks call each method of it, after the same step."""
+    """Saves a boosted model of one run. All ranks call each method of it, after the same step.
+
+    `before`: the name of the checkpoint in --save_dir that the run goes on from.
+    """
 
     def __init__(
         self,
@@ -72,6 +78,7 @@ class CheckpointWriter:
         tokenizer_files: Mapping[str, bytes],
         save_dir: Path,
         keep: int,
+        before: str | None = None,
     ) -> None:
         self._booster, self._model, self._optimizer, self._files = booster, model, optimizer, files
         self._tokenizer_files, self._save_dir, self._keep = tokenizer_files, save_dir, keep
@@ -85,6 +92,7 @@ class CheckpointWriter:
         dist.all_gather_object(sizes, own_bytes)
         self.num_bytes = sum(sizes) + SMALL_FILES_BYTES
         """Size of one checkpoint."""
+        self._before = before
         self._open: _Open | None = None
         self._deletion: Future[None] | None = None
         self._log = main_rank_logger(__name__)
@@ -145,6 +153,7 @@ class CheckpointWriter:
         except BaseException:
             _remove_on_main(opened)
             raise
+        self._before = opened.target.name
         self._log.info(f"saved {opened.target}")
         return opened.target
 
@@ -184,7 +193,7 @@ class CheckpointWriter:
         if free < self.num_bytes:
             raise UserError(
                 f"{self._save_dir}: a checkpoint takes {self.num_bytes / GIGABYTE:.1f} GB, and "
-                f"{free / GIGABYTE:.1f} GB are free there; free some, or lower --keep_checkpoints"
+                f"{free / GIGABYTE:.1f} GB are free there; free some, older checkpoints for one"
             )
 
     def _room_made(self, aside: Path) -> None:
@@ -221,6 +230,7 @@ class CheckpointWriter:
             "version": VERSION,
             "world_size": dist.get_world_size(),
             "plugin": type(self._booster.plugin).__name__,
+            BEFORE: self._before,
             "sizes_bytes": {name: size for name, (size, _) in sorted(records.items())},
             "sha256": {name: digest for name, (_, digest) in sorted(records.items())},
         }
@@ -228,9 +238,10 @@ class CheckpointWriter:
         put_in_place(opened.aside, opened.target)
         write_whole_file(self._save_dir / LATEST, opened.target.name + "\n")
         if self._keep:
-            too_old = complete_checkpoints(self._save_dir)[: -self._keep]
-            # a later one may lie there, whose run was killed before it became `latest`
-            hidden = [hide(old) for old in too_old if old != opened.target]
+            keeping, now = kept(opened.target, self._keep), steps_of(opened.target)
+            # later ones may lie there, whose run was killed before they became `latest`
+            others = [one for one in complete_checkpoints(self._save_dir) if one not in keeping]
+            hidden = [hide(old) for old in others if steps_of(old) < now]
             self._deletion = in_background(lambda: delete(hidden))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from colossalai.booster import Booster
@@ -96,11 +97,18 @@ def board(run: Run, start: Start) -> Engine:
             run.tokenizer_files,
             config.save_dir,
             config.keep_checkpoints,
+            _name_in_save_dir(start, config.save_dir),
         ),
         final_files=lambda: merged_files(boosted.model) if is_adapted else files,
         reader=reader_of(run.bins, run.plan.end_row),
         eval_readers={name: reader_of(data, data.num_rows) for name, data in run.eval_bins.items()},
     )
+
+
+def _name_in_save_dir(start: Start, save_dir: Path) -> str | None:
+    if start.checkpoint is None or start.checkpoint.path.parent.resolve() != save_dir.resolve():
+        return None
+    return start.checkpoint.path.name
 
 
 def _boost(run: Run, stage: ResolvedStage, base: Any) -> Boosted:
