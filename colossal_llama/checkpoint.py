@@ -19,7 +19,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from colossal_llama.cluster import main_rank_logger, together
+from colossal_llama.cluster import main_rank_logger, on_main, together
 from colossal_llama.optimizer_state import Shapes, load_states
 from colossal_llama.progress import Progress
 from tokenizer_tools.command import UserError
@@ -83,7 +83,8 @@ def latest_checkpoint(save_dir: Path) -> Checkpoint | None:
     pointer = save_dir / LATEST
     name = pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.is_file() else ""
     if name and name == Path(name).name and (save_dir / name).is_dir():  # its owner may have renamed it
-        candidates = [save_dir / name, *_before(save_dir / name)]
+        line = [save_dir / name, *_before(save_dir / name)]
+        candidates = line + [one for one in _with_fewer_steps(save_dir / name) if one not in line]
     else:
         candidates = complete[::-1]
         if name or complete:
@@ -156,12 +157,7 @@ def sound_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     damaged = damaged_file(checkpoint)
     if damaged is None:
         return checkpoint
-    for path in _before(checkpoint.path):
-        try:
-            older = open_checkpoint(path)
-        except UserError as error:
-            main_rank_logger(__name__).warning(f"{error}")
-            continue
+    for older in on_main(lambda: _opened(_before(checkpoint.path))):  # what a host sees of another's writes may be old
         if damaged_file(older) is None:
             main_rank_logger(__name__).warning(
                 f"{checkpoint.path / damaged}: not the file that was saved (sha256); going back to {older.path.name}"
@@ -171,6 +167,17 @@ def sound_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
         f"{checkpoint.path / damaged}: not the file that was saved (sha256), and no sound checkpoint lies before it; "
         f"restore it, or start anew with --overwrite"
     )
+
+
+def _opened(paths: list[Path]) -> list[Checkpoint]:
+    """Those of `paths` that can be opened; a warning for each other one."""
+    found = []
+    for path in paths:
+        try:
+            found.append(open_checkpoint(path))
+        except UserError as error:
+            main_rank_logger(__name__).warning(f"{error}")
+    return found
 
 
 def damaged_file(checkpoint: Checkpoint) -> str | None:

@@ -62,7 +62,7 @@ def train(config: TrainConfig, cluster: Cluster, started: float) -> None:
             watch = Watch(logs, Control(), stop)
             while not train_stage(run, engines[0], watch):
                 release(engines)
-                engines.append(board(run, latest_start(config)))
+                engines.append(board(run, on_main(lambda: latest_start(config))))
     except Stopped:
         logs.metrics.close()
         settle()
