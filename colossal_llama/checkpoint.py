@@ -108,7 +108,7 @@ def latest_checkpoint(save_dir: Path) -> Checkpoint | None:
 def complete_checkpoints(save_dir: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
     named = (path for path in save_dir.iterdir() if NAME.fullmatch(path.name))
-    return sorted((path for path in named if (path / MANIFEST).is_file()), key=lambda path: (steps_of(path), path))
+    return sorted((path for path in named if (path / MANIFEST).is_file()), key=lambda path: (_steps_of(path), path))
 
 
 def _before(path: Path) -> list[Path]:
@@ -133,19 +133,25 @@ def _with_fewer_steps(path: Path) -> list[Path]:
     match = NAME.fullmatch(path.name)
     if match is None:  # renamed by its owner
         return []
-    return [one for one in complete_checkpoints(path.parent) if steps_of(one) < int(match[2])][::-1]
+    return [one for one in complete_checkpoints(path.parent) if _steps_of(one) < int(match[2])][::-1]
 
 
-def steps_of(path: Path) -> int:
-    """The number of steps in a checkpoint's name, `epoch-E_step-S`."""
+def _steps_of(path: Path) -> int:
     match = NAME.fullmatch(path.name)
     assert match is not None, f"{path} is not named like a checkpoint"
     return int(match[2])
 
 
-def kept(newest: Path, count: int) -> list[Path]:
-    """The checkpoints that --keep_checkpoints keeps: the newest one and what led to it."""
-    return [newest, *_before(newest)][:count]
+def too_old(newest: Path, keep: int) -> list[Path]:
+    """Complete checkpoints that --keep_checkpoints gives up: those with fewer steps than `newest`, but for the last
+    ones that led to it. 0 keeps all.
+
+    Later ones stay: they are of a run that was killed before they became `latest`, or of a branch.
+    """
+    if not keep or not NAME.fullmatch(newest.name):
+        return []
+    keeping = [newest, *_before(newest)][:keep]
+    return [one for one in _with_fewer_steps(newest) if one not in keeping]
 
 
 def sound_checkpoint(checkpoint: Checkpoint) -> Checkpoint:

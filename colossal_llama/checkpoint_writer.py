@@ -28,9 +28,7 @@ from colossal_llama.checkpoint import (
     OPTIMIZER,
     STATES,
     VERSION,
-    complete_checkpoints,
-    kept,
-    steps_of,
+    too_old,
 )
 from colossal_llama.checkpoint_files import (
     PARTIAL_SUFFIX,
@@ -237,12 +235,8 @@ class CheckpointWriter:
         write_json(opened.aside / MANIFEST, manifest)
         put_in_place(opened.aside, opened.target)
         write_whole_file(self._save_dir / LATEST, opened.target.name + "\n")
-        if self._keep:
-            keeping, now = kept(opened.target, self._keep), steps_of(opened.target)
-            # later ones may lie there, whose run was killed before they became `latest`
-            others = [one for one in complete_checkpoints(self._save_dir) if one not in keeping]
-            hidden = [hide(old) for old in others if steps_of(old) < now]
-            self._deletion = in_background(lambda: delete(hidden))
+        hidden = [hide(old) for old in too_old(opened.target, self._keep)]
+        self._deletion = in_background(lambda: delete(hidden))
 
 
 def _remove_on_main(opened: _Open) -> None:

@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 import socket
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ Result = TypeVar("Result")
 GLOO_SETTLE_SECONDS = 0.5
 RANK_LOGGER = "colossal_llama.rank"  # speaks on every rank
 LOST_RANK_WORDS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout")  # gloo's
+LOST_RANK_SECONDS = 3  # for the rank that failed to leave first: torchrun's report is about that one
 COLLECTIVE_TIMEOUT = timedelta(hours=1)
 """NCCL's own 10 minutes are less than rank 0 needs to write and hash a large checkpoint while the others wait."""
 
@@ -99,7 +101,9 @@ def launch(seed: int) -> Iterator[Cluster]:
     except Exception as error:
         _report(error)
         if _has_lost_a_rank(error):
-            raise SystemExit(1) from error
+            time.sleep(LOST_RANK_SECONDS)
+            sys.stdout.flush()
+            os._exit(1)  # gloo's threads and the interpreter's end could wait for each other for ever
         raise
     else:
         _leave()
@@ -117,7 +121,8 @@ def _report(error: Exception) -> None:
     torchrun closes its report with the traceback of the rank that failed first. An OSError has no traceback, and
     `command` says it on the first rank of a host only, because most are raised together.
     """
-    get_error_handler().record_exception(error)
+    if not _has_lost_a_rank(error):
+        get_error_handler().record_exception(error)
     if isinstance(error, OSError):
         logging.getLogger(RANK_LOGGER).error(f"rank {dist.get_rank()}: {error}")
     elif _has_lost_a_rank(error):

@@ -129,6 +129,8 @@ def write_model(checkpoint: Checkpoint, dtype: str, told: Probe, directory: Path
     The only copy of the model in this process is gone when this returns.
     """
     import torch
+    from transformers import GenerationConfig
+    from transformers.utils import GENERATION_CONFIG_NAME
 
     from colossal_llama.mends import keep_rotary_frequencies_fp32
     from colossal_llama.model import load_model
@@ -145,7 +147,11 @@ def write_model(checkpoint: Checkpoint, dtype: str, told: Probe, directory: Path
         model = model.to({"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype])
         keep_rotary_frequencies_fp32(model)  # as they are in the reloaded model
     model.config.use_cache = True  # load_model turns it off, for training
+    generation_config, model.generation_config = model.generation_config, GenerationConfig()
     model.save_pretrained(directory, safe_serialization=True)
+    # transformers refuses to save what many models came with (a temperature without sampling)
+    generation_config.to_json_file(directory / GENERATION_CONFIG_NAME, use_diff=True)
+    model.generation_config = generation_config
     tokenizer.save_pretrained(directory)
     return model_probe(model, told.input_ids, told.positions)
 

@@ -10,7 +10,8 @@ import torch
 
 from colossal_llama.anomalies import Anomalies
 from colossal_llama.build import Logs, Run, build, open_logs
-from colossal_llama.checkpoint_files import remove_leftovers
+from colossal_llama.checkpoint import too_old
+from colossal_llama.checkpoint_files import delete, hide, remove_leftovers
 from colossal_llama.cluster import Cluster, main_rank_logger, on_main, release, settle
 from colossal_llama.config import TrainConfig
 from colossal_llama.control import Control
@@ -23,7 +24,7 @@ from colossal_llama.progress import Progress
 from colossal_llama.randomness import seed_step
 from colossal_llama.run_lock import RunLock
 from colossal_llama.saving import saving
-from colossal_llama.start import latest_start
+from colossal_llama.start import Start, latest_start
 from colossal_llama.step import StepResult
 from colossal_llama.stopping import Reason, StopRequests, stop_requests
 from tokenizer_tools.command import Stopped
@@ -52,7 +53,7 @@ def train(config: TrainConfig, cluster: Cluster, started: float) -> None:
     on_main(lock.take)
     logs = open_logs(run)
     on_main(lock.take)  # --overwrite has taken the other one away
-    on_main(lambda: remove_leftovers(config.save_dir))
+    on_main(lambda: _tidy(config, start))
     if run.progress.step < run.plan.total_steps:
         engines[0].writer.check_space()
     logs.metrics.row_chain = run.progress.row_chain
@@ -69,6 +70,13 @@ def train(config: TrainConfig, cluster: Cluster, started: float) -> None:
         raise
     logs.metrics.close()
     settle()  # the groups of the plugin go with the last stage
+
+
+def _tidy(config: TrainConfig, start: Start) -> None:
+    """Delete what a killed run was just writing, and what it had not yet deleted."""
+    remove_leftovers(config.save_dir)
+    if start.checkpoint is not None and start.checkpoint.path.parent == config.save_dir:
+        delete([hide(old) for old in too_old(start.checkpoint.path, config.keep_checkpoints)])
 
 
 def train_stage(run: Run, engine: Engine, watch: Watch) -> bool:
@@ -114,7 +122,7 @@ def train_stage(run: Run, engine: Engine, watch: Watch) -> bool:
             if reason:
                 break
     path = saver.close()
-    is_finished = progress.step >= run.plan.total_steps
+    is_finished = stage is run.plan.stages[-1] and progress.step >= stage.end_step
     if reason and not is_finished:
         raise Stopped(
             f"stopped by {reason.words} after step {progress.step}, saved in {path}; "

@@ -27,8 +27,8 @@ class RunLock:
         self._file: IO[str] | None = None
 
     def take_if_there(self) -> None:
-        """`take`, where a run lies already."""
-        if self._path.parent.is_dir():
+        """`take`, where a run has lain already."""
+        if self._path.exists():
             self.take()
 
     def take(self) -> None:

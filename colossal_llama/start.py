@@ -21,11 +21,12 @@ from colossal_llama.checkpoint import (
     open_checkpoint,
     sound_checkpoint,
 )
-from colossal_llama.checkpoint_files import hide
+from colossal_llama.checkpoint_files import PARTIAL_SUFFIX, hide
 from colossal_llama.cluster import main_rank_logger
 from colossal_llama.config import TrainConfig
 from colossal_llama.plan import Plan
 from colossal_llama.progress import Progress
+from colossal_llama.run_lock import LOCK
 from tokenizer_tools.command import UserError
 from tokenizer_tools.outputs import read_json, write_json
 
@@ -87,7 +88,8 @@ def find_start(config: TrainConfig) -> Start:
 def _refuse_other_than_run(save_dir: Path) -> None:
     if kind_of(save_dir) == "run" or not save_dir.is_dir():
         return
-    if any(not path.name.startswith(".") for path in save_dir.iterdir()):  # a kill at the start leaves hidden ones
+    names = {path.name for path in save_dir.iterdir() if not path.name.endswith(PARTIAL_SUFFIX)}
+    if names - {LOCK}:  # beside what a kill at the very start leaves
         raise UserError(f"--save_dir {save_dir}: is not empty and holds no run; choose another directory")
 
 

@@ -26,7 +26,9 @@ leave(75)
 @pytest.mark.parametrize("what", ["busy", "idle"])
 def test_a_process_leaves_with_its_code_and_its_last_words(what: str) -> None:
     """Python itself aborts (134) where a daemon thread comes back into it from foreign code at the very end."""
-    done = subprocess.run([sys.executable, "-c", LEAVING, what], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVING, what], capture_output=True, text=True, timeout=60, check=False
+    )
     assert (done.returncode, done.stdout) == (75, "said\n")
 
 

@@ -398,7 +398,10 @@ def leave_a_pickle_only(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lose_the_base, "an adapter of .*nowhere, which is no directory here; put that model, or a link to it, back there"),
+        (
+            lose_the_base,
+            "an adapter of .*nowhere, which is no directory here; put that model, or a link to it, back there",
+        ),
         (name_no_base, "an adapter of None, which is no directory here"),
         (make_it_dora, "not a plain LoRA adapter; merge it with the tool that made it"),
         (change_the_targets, "does not fit its base .*query_key_value.*correct base_model_name_or_path"),

@@ -64,6 +64,9 @@ def test_nothing_is_made_where_no_run_lies_and_a_replaced_directory_is_locked_an
     lock = RunLock(save_dir)
     lock.take_if_there()
     assert not save_dir.exists()
+    save_dir.mkdir()
+    lock.take_if_there()
+    assert not any(save_dir.iterdir()), "it may be another's directory"
     lock.take()
     lock.take()
     first = (save_dir / ".lock").stat().st_ino

@@ -147,3 +147,11 @@ def staged_run(train: Train, staged_flags: dict[str, Any], tmp_path_factory: pyt
     save_dir = tmp_path_factory.mktemp("staged") / "run"
     train(2, save_dir, **staged_flags)
     return save_dir
+
+
+def test_stages_that_end_before_the_steps_do_end_the_run(train: Train, flags: dict[str, Any], tmp_path: Path) -> None:
+    own = {**flags, "micro_batch_size": 2, "stages": ["embeds,steps=2", "all,steps=2"], "warmup_steps": 0}
+    steps = train(1, tmp_path / "run", **own, max_steps=8)
+    assert [step["stage"] for step in steps] == [1, 1, 2, 2]
+    assert (tmp_path / "run" / "modeling" / "config.json").is_file()
+    assert train(1, tmp_path / "run", **own, max_steps=8) == steps, "started again it has nothing to do"

@@ -10,6 +10,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from colossal_llama import export
 from colossal_llama.weights import Held, plan_files
 
 LARGEST = 100
@@ -60,6 +61,8 @@ def test_a_generation_config_that_transformers_refuses_to_save_is_no_end_of_a_ru
     (model / "manifest.json").unlink()
     (model / "generation_config.json").write_text(json.dumps({"temperature": 0.9, "top_p": 0.6, "bos_token_id": 1}))
     train(1, tmp_path / "run", **{**flags, "pretrained": model, "max_steps": 1, "warmup_steps": 0})
-    for directory in (tmp_path / "run" / "modeling", tmp_path / "run" / "epoch-0_step-1" / "modeling"):
+    assert export.main(["--checkpoint", str(tmp_path / "run"), "--target", str(tmp_path / "exported")]) == 0
+    run = tmp_path / "run"
+    for directory in (run / "modeling", run / "epoch-0_step-1" / "modeling", tmp_path / "exported"):
         saved = json.loads((directory / "generation_config.json").read_text())
         assert (saved["temperature"], saved["top_p"], saved["bos_token_id"]) == (0.9, 0.6, 1)
