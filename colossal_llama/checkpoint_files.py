@@ -34,8 +34,8 @@ def faults_named(save_dir: Path) -> Iterator[None]:
             yield
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{save_dir}: {error}; this checkpoint was not written. Once that is mended, the same command goes on from "
-            f"the one before it"
+            f"{save_dir}: {error}; what was just being saved there is lost. Once that is mended, the same command goes "
+            f"on from the newest checkpoint"
         ) from error
 
 

@@ -176,10 +176,14 @@ class CheckpointWriter:
                     self._write_beside(aside, files)
                 write_tensors(aside, own)
 
+        def finish() -> None:
+            with faults_named(self._save_dir):
+                seal(aside)
+                put_in_place(aside, target)
+
         try:
             together(write)
-            on_main(lambda: seal(aside))
-            on_main(lambda: put_in_place(aside, target))
+            on_main(finish)
         except BaseException:
             if dist.get_rank() == 0:
                 shutil.rmtree(aside, ignore_errors=True)

@@ -172,7 +172,7 @@ def _why_nothing_is_left(config: TrainConfig, plan: Plan, progress: Progress) ->
 def open_save_dir(config: TrainConfig) -> None:
     """The last thing before the first step: with --overwrite the old run goes only now that the new one can begin."""
     if config.overwrite and config.save_dir.is_dir():
-        shutil.rmtree(hide(config.save_dir))
+        shutil.rmtree(hide(config.save_dir.resolve()))
     write_json(config.save_dir / RUN_CONFIG, config.as_json())
     if config.config_file is not None:
         write_json(config.config_file, config.as_json())
