@@ -46,7 +46,11 @@ def train(config: TrainConfig, cluster: Cluster, started: float) -> None:
     started: `time.monotonic()` of when the process began, for --time_limit. Raises Stopped, on all ranks, if a signal
     or the time limit ends the run before that.
     """
-    lock = RunLock(config.save_dir)
+    with RunLock(config.save_dir) as lock:
+        _train_locked(config, cluster, started, lock)
+
+
+def _train_locked(config: TrainConfig, cluster: Cluster, started: float, lock: RunLock) -> None:
     on_main(lock.take_if_there)
     run, start = build(config, cluster)
     engines = [board(run, start)]

@@ -20,11 +20,18 @@ RETRY_SECONDS = 0.5
 
 
 class RunLock:
-    """The lock of one run. Rank 0 alone calls it."""
+    """The lock of one run, given back at the end of a `with` block. Rank 0 alone takes it."""
 
     def __init__(self, save_dir: Path) -> None:
         self._path = save_dir / LOCK
         self._file: IO[str] | None = None
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
 
     def take_if_there(self) -> None:
         """`take`, where a run has lain already."""
@@ -32,7 +39,7 @@ class RunLock:
             self.take()
 
     def take(self) -> None:
-        """Hold the lock from now on to the end of this process; again where --overwrite has replaced the directory.
+        """Hold the lock from now on; again where --overwrite has replaced the directory.
 
         Raises UserError if another process keeps it for PATIENCE_SECONDS.
         """
