@@ -194,8 +194,8 @@ class CheckpointWriter:
         free = shutil.disk_usage(self._save_dir).free
         if free < self.num_bytes:
             raise UserError(
-                f"{self._save_dir}: a checkpoint takes {self.num_bytes / GIGABYTE:.1f} GB, and "
-                f"{free / GIGABYTE:.1f} GB are free there; free some, older checkpoints for one"
+                f"{self._save_dir}: a checkpoint takes {self.num_bytes / GIGABYTE:.3g} GB, and "
+                f"{free / GIGABYTE:.3g} GB are free there; free some, older checkpoints for one"
             )
 
     def _room_made(self, aside: Path) -> None:

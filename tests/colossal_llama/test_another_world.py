@@ -37,8 +37,10 @@ MOVES = [
     ("2 x zero2", "4 x zero2", "fp32"),
     ("2 x zero2", "2 x gemini", "bf16"),
     ("3d tp=2", "3d dp=2 zero 1", "bf16"),
-    ("3d tp=2", "2 x ddp", "fp32"),
     ("2 x gemini", "3d pp=2", "bf16"),
+]
+SOAK = [
+    ("3d tp=2", "2 x ddp", "fp32"),
     ("3d pp=2", "1 x gemini", "bf16"),
     ("2 x ddp", "3d tp=2 pp=2", "fp32"),
     ("3d tp=2 pp=2", "2 x zero2_cpu", "bf16"),
@@ -71,7 +73,11 @@ def undisturbed(
     return run
 
 
-@pytest.mark.parametrize(("before", "after", "precision"), MOVES, ids=[" to ".join(move[:2]) for move in MOVES])
+@pytest.mark.parametrize(
+    ("before", "after", "precision"),
+    [*MOVES, *(pytest.param(*move, marks=pytest.mark.soak) for move in SOAK)],
+    ids=[" to ".join(move[:2]) for move in (*MOVES, *SOAK)],
+)
 def test_rows_and_losses_are_those_of_an_undisturbed_run(
     before: str,
     after: str,

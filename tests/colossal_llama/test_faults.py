@@ -105,7 +105,7 @@ def test_a_disk_that_fills_up_in_a_save(runs: Runs) -> None:
     runs.refused(str(save_dir.parent), "no space left", strike=Strike("full disk", 4, ".epoch-0_step-2.partial/"))
     assert latest_step(save_dir) == 1
     assert flaws_of(save_dir) == []
-    assert not list(save_dir.glob(".*")), "what was half-written has made room"
+    assert not list(save_dir.glob(".*.partial")), "what was half-written has made room"
     runs.goes_on()
 
 
@@ -126,7 +126,7 @@ def test_too_little_space_is_seen_before_anything_is_written(runs: Runs) -> None
     codes, job = runs.run(strike=Strike(has_little_space=True))
     assert codes == [2], job.said
     (error,) = job.errors
-    assert str(save_dir) in error and "free" in error and "--keep_checkpoints" in error
+    assert str(save_dir) in error and "are free there; free some, older checkpoints for one" in error
     assert [path for _, path in job.calls() if "step-2" in path] == []
     assert latest_step(save_dir) == 1
     runs.goes_on()
