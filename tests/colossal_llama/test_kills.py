@@ -195,12 +195,12 @@ def look(tally: Tally, save_dir: Path) -> None:
     tally.before_any_checkpoint += latest_step(save_dir) == 0
 
 
-def test_table_lists_every_campaign_and_enough_strikes_of_each_that_was_measured() -> None:
+def test_table_lists_every_campaign_and_enough_strikes_of_each() -> None:
     text = kill_campaigns.DOCUMENT.read_text(encoding="utf-8")
     rows = kill_campaigns.read_table(text)
     assert kill_campaigns.write_table(text, rows) == text, "run `make soak`"
     for campaign in CAMPAIGNS:
-        assert campaign.name not in rows or rows[campaign.name].kills >= campaign.kills, campaign.name
+        assert rows[campaign.name].kills >= campaign.kills, campaign.name
 
 
 # --- the real command, under torchrun ---------------------------------------------------------------------------------
