@@ -46,7 +46,7 @@ class RunLock:
         if self._file is not None and self._is_current(self._file):
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("w")
+        self._file = self._path.open("a")  # which leaves its time alone
         log, begin = main_rank_logger(__name__), time.monotonic()
         while not _is_locked(self._file):
             if time.monotonic() - begin > PATIENCE_SECONDS:
