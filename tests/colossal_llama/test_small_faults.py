@@ -153,7 +153,7 @@ def test_alpha_is_twice_the_rank_unless_it_is_given(
     alpha: float | None, expected: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[LoraSettings] = []
-    monkeypatch.setattr(model, "load_lora_model", lambda *arguments: given.append(arguments[-1]))
+    monkeypatch.setattr(model, "load_lora_model", lambda *arguments: given.append(arguments[-2]))
     config = TrainConfig(pretrained=Path("m"), dataset=[Path("d")], lora_rank=4, lora_alpha=alpha, plugin="zero2")
     run: Any = SimpleNamespace(config=config)
     stage: Any = SimpleNamespace(train="lora")
