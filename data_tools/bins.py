@@ -153,7 +153,7 @@ def _record(manifest: Manifest, entries: list[BucketEntry]) -> Record:
             "documents_sha256": manifest["documents_sha256"],
             "tokens_by_category": dict(sorted(tokens.items())),
             "sha256": {f"{entry['path']}/{ARROW_NAME}": entry["sha256"] for entry in entries},
-            "made_from": manifest.get("made_from", {}),
+            "made_from": manifest.get("made_from") or {},
         }
     )
 
