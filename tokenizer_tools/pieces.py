@@ -37,12 +37,12 @@ class PieceFile:
     """
 
     path: Path
-    num_bytes: int = 0
-    sha256: str = ""
     num_read: int = 0
     pieces: dict[str, int] = field(default_factory=dict)
     skipped: list[LeftOut] = field(default_factory=list)
     refused: list[LeftOut] = field(default_factory=list)
+    num_bytes: int = 0
+    sha256: str = ""
 
     def describe(self, left_out: LeftOut) -> str:
         """`file:line: reason: detail`, as editors and terminals know to follow."""
@@ -55,7 +55,7 @@ def read_pieces(path: Path) -> PieceFile:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f'{path}: {error.strerror}; name a file of {{"piece": "..."}} lines') from None
-    found = PieceFile(path, len(content), hashlib.sha256(content).hexdigest())
+    found = PieceFile(path, num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
     lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     for number, raw in enumerate(lines, start=1):
         if number == len(lines) and not raw:  # what stands behind the last line break is no line
