@@ -20,18 +20,19 @@ from typing import Any
 import torch.distributed as dist
 
 from colossal_llama.cluster import main_rank_logger, on_main, together
-from colossal_llama.optimizer_state import Shapes, load_states
+from colossal_llama.optimizer_state import load_states
 from colossal_llama.progress import Progress
+from colossal_llama.saved_parts import Shapes
 from tokenizer_tools.command import UserError
 from tokenizer_tools.lineage import hash_files
 from tokenizer_tools.outputs import read_json
+from tokenizer_tools.tokenizer_files import MANIFEST
 
 VERSION = 3
 NAME = re.compile(r"epoch-(\d+)_step-(\d+)")
 LATEST = "latest"
 MODELING = "modeling"
 OPTIMIZER = "optimizer"
-MANIFEST = "manifest.json"
 STATES = "running_states.json"
 BEFORE = "before"
 """In the manifest: the name of the checkpoint from which the run had come, beside this one; null for none."""

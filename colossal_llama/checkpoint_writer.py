@@ -18,12 +18,11 @@ from typing import Any
 
 import torch.distributed as dist
 
-from colossal_llama import optimizer_state
+from colossal_llama import optimizer_state, saved_parts
 from colossal_llama.background import in_background
 from colossal_llama.checkpoint import (
     BEFORE,
     LATEST,
-    MANIFEST,
     MODELING,
     OPTIMIZER,
     STATES,
@@ -41,11 +40,12 @@ from colossal_llama.checkpoint_files import (
     write_tensors,
 )
 from colossal_llama.cluster import main_rank_logger, on_main, together
-from colossal_llama.optimizer_state import Shapes
 from colossal_llama.progress import Progress
+from colossal_llama.saved_parts import Shapes
 from colossal_llama.weights import ModelFiles
 from tokenizer_tools.command import UserError
 from tokenizer_tools.outputs import write_json, write_whole_file
+from tokenizer_tools.tokenizer_files import MANIFEST
 
 GIGABYTE = 10**9
 SMALL_FILES_BYTES = 2**24  # tokenizer, positions, manifest: room for them beside the tensors
@@ -80,13 +80,13 @@ class CheckpointWriter:
     ) -> None:
         self._booster, self._model, self._optimizer, self._files = booster, model, optimizer, files
         self._tokenizer_files, self._save_dir, self._keep = tokenizer_files, save_dir, keep
-        every_rank: list[dict[int, optimizer_state.Part]] = [{}] * dist.get_world_size()
+        every_rank: list[dict[int, saved_parts.Part]] = [{}] * dist.get_world_size()
         dist.all_gather_object(every_rank, optimizer_state.own_parts(booster, optimizer, trained))
-        shares = optimizer_state.share_out(every_rank)
+        shares = saved_parts.share_out(every_rank)
         self._parts = shares[dist.get_rank()]
-        self._parts_table = optimizer_state.parts_table(shares, trained)
+        self._parts_table = saved_parts.parts_table(shares, trained)
         sizes = [0] * dist.get_world_size()
-        own_bytes = files.num_bytes + optimizer_state.snapshot_bytes(self._parts.values())
+        own_bytes = files.num_bytes + saved_parts.size_bytes(self._parts.values())
         dist.all_gather_object(sizes, own_bytes)
         self.num_bytes = sum(sizes) + SMALL_FILES_BYTES
         """Size of one checkpoint."""
@@ -110,15 +110,16 @@ class CheckpointWriter:
         aside = target.with_name(f".{target.name}{PARTIAL_SUFFIX}")
         on_main(lambda: self._room_made(aside))
         own = {f"{MODELING}/{name}": tensors for name, tensors in self._files.take().items()}
-        states = optimizer_state.snapshot(self._model, self._optimizer, self._parts)
-        own[f"{OPTIMIZER}/{optimizer_state.rank_file(dist.get_rank())}"] = states
+        weights = {name: tensor for tensors in own.values() for name, tensor in tensors.items()}
+        states = optimizer_state.snapshot(self._model, self._optimizer, self._parts, weights)
+        own[f"{OPTIMIZER}/{saved_parts.rank_file(dist.get_rank())}"] = states
         is_main = dist.get_rank() == 0
 
         def write() -> dict[str, Record]:
             with faults_named(self._save_dir):
                 if is_main:
                     self._write_beside(aside / MODELING, self._files)
-                    write_json(aside / OPTIMIZER / optimizer_state.PARTS_FILE, self._parts_table)
+                    write_json(aside / OPTIMIZER / saved_parts.PARTS_FILE, self._parts_table)
                     write_json(aside / STATES, progress.as_json())
                     write_more(aside)
                 return write_tensors(aside, own, with_small_files=is_main)

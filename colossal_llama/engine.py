@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from colossalai.booster import Booster
@@ -22,8 +21,8 @@ from colossal_llama.guard import Guard
 from colossal_llama.head import attach_loss_head, mask_old_rows
 from colossal_llama.host import has_accelerator, peak
 from colossal_llama.loss_scale import load_loss_scale
-from colossal_llama.optimizer_state import Shapes
 from colossal_llama.progress import Progress
+from colossal_llama.saved_parts import Shapes
 from colossal_llama.stages import EMBEDDINGS_ONLY, ResolvedStage, stage_at
 from colossal_llama.start import Start
 from colossal_llama.step import Stepper, StepSettings
@@ -80,6 +79,8 @@ def board(run: Run, start: Start) -> Engine:
     is_adapted = stage.train == "lora"
     files = adapter_files(boosted.model) if is_adapted else model_files(boosted.booster, boosted.model)
 
+    before = start.checkpoint_in(config.save_dir)
+
     def reader_of(data: Bins, end_row: int) -> BatchReader:
         return BatchReader(data, shape, config.seed, run.row_length, PAD_ID, end_row, config.document_mask)
 
@@ -97,18 +98,12 @@ def board(run: Run, start: Start) -> Engine:
             run.tokenizer_files,
             config.save_dir,
             config.keep_checkpoints,
-            _name_in_save_dir(start, config.save_dir),
+            None if before is None else before.name,
         ),
         final_files=lambda: merged_files(boosted.model) if is_adapted else files,
         reader=reader_of(run.bins, run.plan.end_row),
         eval_readers={name: reader_of(data, data.num_rows) for name, data in run.eval_bins.items()},
     )
-
-
-def _name_in_save_dir(start: Start, save_dir: Path) -> str | None:
-    if start.checkpoint is None or start.checkpoint.path.parent.resolve() != save_dir.resolve():
-        return None
-    return start.checkpoint.path.name
 
 
 def _boost(run: Run, stage: ResolvedStage, base: Any) -> Boosted:

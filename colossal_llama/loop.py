@@ -79,8 +79,9 @@ def _train_locked(config: TrainConfig, cluster: Cluster, started: float, lock: R
 def _tidy(config: TrainConfig, start: Start) -> None:
     """Delete what a killed run was just writing, and what it had not yet deleted."""
     remove_leftovers(config.save_dir)
-    if start.checkpoint is not None and start.checkpoint.path.parent == config.save_dir:
-        delete([hide(old) for old in too_old(start.checkpoint.path, config.keep_checkpoints)])
+    newest = start.checkpoint_in(config.save_dir)
+    if newest is not None:
+        delete([hide(old) for old in too_old(newest, config.keep_checkpoints)])
 
 
 def train_stage(run: Run, engine: Engine, watch: Watch) -> bool:

@@ -48,6 +48,12 @@ class Start:
     model_dir: Path
     checkpoint: Checkpoint | None
 
+    def checkpoint_in(self, save_dir: Path) -> Path | None:
+        """Its checkpoint, if that is one of the run in `save_dir`."""
+        if self.checkpoint is None or self.checkpoint.path.parent.resolve() != save_dir.resolve():
+            return None
+        return self.checkpoint.path
+
 
 def kind_of(directory: Path) -> Kind | None:
     """What lies in `directory`, be it complete or not; None for none of these."""

@@ -21,9 +21,9 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from colossal_llama import lora
 from colossal_llama.head import bare_model
 from tokenizer_tools.outputs import write_json
+from tokenizer_tools.shards import INDEX_FILE, SINGLE_FILE
 
 LARGEST_FILE_BYTES = 5 * 10**9  # transformers' own limit
-SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 
 Tensors = dict[str, torch.Tensor]
 

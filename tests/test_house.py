@@ -34,7 +34,8 @@ LAYERS = {
         *("config", "checks", "schedule", "stages", "progress", "plan", "architectures", "flops"),  # plain values
         *("changes", "stopping"),
         *("cluster", "host", "host_kernels", "mends", "upstream", "journal", "trackers"),  # the machine, the upstream
-        *("batch", "document_mask", "loss", "head", "guard", "text_bytes", "lora", "optimizer_state"),  # tensors
+        *("batch", "document_mask", "loss", "head", "guard", "text_bytes", "lora"),  # tensors
+        *("optimizer_state", "saved_parts"),
         *("loss_scale", "randomness", "row_chain", "background", "control", "run_lock", "probe", "input_hashes"),
     ),
     "parts": (

@@ -115,7 +115,7 @@ static int reach_fd(const char *call, int fd) {
         mode_t mode = va_arg(more, mode_t);                                                     \
         va_end(more);                                                                           \
         int writes = (flags & O_ACCMODE) != O_RDONLY;                                           \
-        return FAIL_OR(writes && reach("open", 1, AT_FDCWD, path), -1, REAL(name)(path, flags, mode)); \
+        return FAIL_OR(writes ? reach("open", 1, AT_FDCWD, path) : 0, -1, REAL(name)(path, flags, mode)); \
     }
 OPEN(open)
 OPEN(open64)
@@ -127,7 +127,7 @@ OPEN(open64)
         mode_t mode = va_arg(more, mode_t);                                                     \
         va_end(more);                                                                           \
         int writes = (flags & O_ACCMODE) != O_RDONLY;                                           \
-        return FAIL_OR(writes && reach("open", 1, at, path), -1, REAL(name)(at, path, flags, mode)); \
+        return FAIL_OR(writes ? reach("open", 1, at, path) : 0, -1, REAL(name)(at, path, flags, mode)); \
     }
 OPENAT(openat)
 OPENAT(openat64)
@@ -135,7 +135,7 @@ OPENAT(openat64)
 #define FOPEN(name)                                                                             \
     FILE *name(const char *path, const char *mode) {                                            \
         int writes = strpbrk(mode, "wa+") != NULL;                                              \
-        return FAIL_OR(writes && reach("open", 1, AT_FDCWD, path), NULL, REAL(name)(path, mode)); \
+        return FAIL_OR(writes ? reach("open", 1, AT_FDCWD, path) : 0, NULL, REAL(name)(path, mode)); \
     }
 FOPEN(fopen)
 FOPEN(fopen64)

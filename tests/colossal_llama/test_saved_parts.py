@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from colossal_llama.optimizer_state import Part, SavedStates, parts_table, rank_file, share_out
+from colossal_llama.saved_parts import Part, SavedStates, parts_table, rank_file, share_out
 
 SHAPES = st.lists(st.integers(1, 5).map(lambda size: size * 4), min_size=1, max_size=2).map(tuple)
 
