@@ -24,7 +24,7 @@ from colossal_llama.checkpoint import (
 from colossal_llama.checkpoint_files import PARTIAL_SUFFIX, hide
 from colossal_llama.cluster import main_rank_logger
 from colossal_llama.config import TrainConfig
-from colossal_llama.plan import Plan
+from colossal_llama.run_plan import Plan
 from colossal_llama.progress import Progress
 from colossal_llama.run_lock import LOCK
 from tokenizer_tools.command import UserError

@@ -31,8 +31,9 @@ DATA_TOOLS_READS = ("command", "outputs", "spelling", "tokenizer", "freed_memory
 DEVICE_ROOMS = ("colossal_llama/host.py", "colossal_llama/plugins.py")
 LAYERS = {
     "facts": (
-        *("config", "checks", "schedule", "stages", "progress", "plan", "architectures", "flops"),  # plain values
+        *("config", "checks", "schedule", "stages", "progress", "run_plan", "architectures", "flops"),  # plain values
         *("changes", "stopping"),
+        *("hosts", "planning"),  # folders
         *("cluster", "host", "host_kernels", "mends", "upstream", "journal", "trackers"),  # the machine, the upstream
         *("batch", "document_mask", "loss", "head", "guard", "text_bytes", "lora"),  # tensors
         *("optimizer_state", "saved_parts"),
@@ -217,6 +218,8 @@ def data_tools_reads_few_rooms_of_tokenizer_tools(tree: Tree) -> Iterator[str]:
 
 
 def layer_of(room: str) -> str | None:
+    """Of a room or, for `hosts.agent`, of its folder."""
+    room = room.partition(".")[0]
     return next((layer for layer, rooms in LAYERS.items() if room in rooms), None)
 
 
@@ -232,14 +235,14 @@ def facts_carry_parts_and_parts_carry_joins(tree: Tree) -> Iterator[str]:
         for line, name in imports(source):
             top, room = [*name.split("."), ""][:2]
             other = layer_of(room)
-            if top == "colossal_llama" and room != own and other and other not in LAYER_READS[layer]:
+            if top == "colossal_llama" and room != own.partition(".")[0] and other and other not in LAYER_READS[layer]:
                 yield source.at(line, f"{own} ({layer}) imports {room} ({other}); {layer} read {LAYER_READS[layer]}")
 
 
 def every_placed_room_exists(tree: Tree) -> Iterator[str]:
     for layer, rooms in LAYERS.items():
         for room in rooms:
-            if f"colossal_llama/{room}.py" not in tree.paths:
+            if not {f"colossal_llama/{room}.py", f"colossal_llama/{room}"} & tree.paths:
                 yield f"{THIS_FILE}:1: LAYERS places {room} among {layer}, but colossal_llama/{room}.py is gone"
 
 

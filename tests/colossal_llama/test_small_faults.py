@@ -26,7 +26,7 @@ from colossal_llama.config import AnomalyPolicy, TrainConfig
 from colossal_llama.guard import MEMORY, Guard, RunningLoss
 from colossal_llama.lora import LoraSettings
 from colossal_llama.loss import TokenScores
-from colossal_llama.plan import Plan
+from colossal_llama.run_plan import Plan
 from colossal_llama.progress import Progress
 from colossal_llama.stages import Stage, resolve
 from colossal_llama.start import Start, find_start

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from colossal_llama.batches import Shape
 from colossal_llama.config import TrainConfig
-from colossal_llama.plan import Plan, make_plan
+from colossal_llama.run_plan import Plan, make_plan
 from colossal_llama.progress import Progress
 from tokenizer_tools.command import UserError
 
