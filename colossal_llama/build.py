@@ -20,9 +20,9 @@ from colossal_llama.host import refuse_on_host
 from colossal_llama.journal import Journal
 from colossal_llama.made_from import Origin, find_origin, refuse_other_data, write_origin
 from colossal_llama.metrics import Metrics
-from colossal_llama.run_plan import Plan, make_plan
 from colossal_llama.progress import Progress
 from colossal_llama.row_health import SeenIds, num_old_rows
+from colossal_llama.run_plan import Plan, make_plan
 from colossal_llama.start import Start, check_changes, find_start, going_on, open_save_dir, sound_start
 from colossal_llama.trackers import open_wandb
 from data_tools.bins import Bins, open_bins

@@ -24,9 +24,9 @@ from colossal_llama.checkpoint import (
 from colossal_llama.checkpoint_files import PARTIAL_SUFFIX, hide
 from colossal_llama.cluster import main_rank_logger
 from colossal_llama.config import TrainConfig
-from colossal_llama.run_plan import Plan
 from colossal_llama.progress import Progress
 from colossal_llama.run_lock import LOCK
+from colossal_llama.run_plan import Plan
 from tokenizer_tools.command import UserError
 from tokenizer_tools.outputs import read_json, write_json
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from colossal_llama.batches import Shape
 from colossal_llama.config import TrainConfig
-from colossal_llama.run_plan import Plan, make_plan
 from colossal_llama.progress import Progress
+from colossal_llama.run_plan import Plan, make_plan
 from tokenizer_tools.command import UserError
 
 

@@ -26,8 +26,8 @@ from colossal_llama.config import AnomalyPolicy, TrainConfig
 from colossal_llama.guard import MEMORY, Guard, RunningLoss
 from colossal_llama.lora import LoraSettings
 from colossal_llama.loss import TokenScores
-from colossal_llama.run_plan import Plan
 from colossal_llama.progress import Progress
+from colossal_llama.run_plan import Plan
 from colossal_llama.stages import Stage, resolve
 from colossal_llama.start import Start, find_start
 from data_tools import prepare_pretrain_dataset

@@ -15,8 +15,8 @@ import pytest
 
 from colossal_llama.checkpoint import LATEST, VERSION, Checkpoint, open_checkpoint
 from colossal_llama.config import TrainConfig
-from colossal_llama.run_plan import Plan, make_plan
 from colossal_llama.progress import Progress
+from colossal_llama.run_plan import Plan, make_plan
 from colossal_llama.start import Start, check_changes, find_start, going_on, kind_of
 from tokenizer_tools.command import UserError
 from tokenizer_tools.outputs import write_json
