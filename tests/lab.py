@@ -154,6 +154,11 @@ class Lab:
             raise TimeoutError(f"{shlex.join(words)[:200]}:\n{stdout[-3000:]}\n{stderr[-3000:]}") from None
         return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
 
+    @staticmethod
+    def send(process: subprocess.Popen[str], number: int) -> None:
+        """A signal to a command that `popen` has started, not to what leads to it."""
+        os.kill(_descendant(process.pid, 1), number)
+
     def shell(self, name: str, script: str) -> str:
         """What a shell script prints on a host. Raises CalledProcessError if it fails."""
         done = self.run(name, "bash", "-c", script, timeout_seconds=START_SECONDS)

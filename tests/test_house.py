@@ -33,7 +33,7 @@ DEVICE_ROOMS = ("colossal_llama/host.py", "colossal_llama/plugins.py")
 LAYERS = {
     "facts": (
         *("config", "checks", "schedule", "stages", "progress", "run_plan", "architectures", "flops"),  # plain values
-        *("changes", "stopping"),
+        *("changes", "stopping", "gpus", "division"),
         *("hosts", "planning"),  # folders
         *("cluster", "host", "host_kernels", "mends", "upstream", "journal", "trackers"),  # the machine, the upstream
         *("batch", "document_mask", "loss", "head", "guard", "text_bytes", "lora"),  # tensors
@@ -58,7 +58,7 @@ LAYERS = {
     "joins": (
         *("start", "build", "engine", "forecast", "anomalies", "held_out", "loop"),
         *("checkpoint_writer", "saving", "made_from", "lineage"),
-        *("evaluate", "scoring", "gate", "generate"),
+        *("evaluate", "scoring", "gate", "generate", "launch"),
         *("export", "trainer_probe", "reread", "second_reader", "model_card"),
     ),
 }
@@ -524,8 +524,8 @@ def flags_of_commands(tree: Tree) -> dict[str, set[str]]:
             if isinstance(item, ast.Constant) and isinstance(item.value, str)
         }
         by_class[source.path, config.name] = {f"--{dotted(field.target)}" for field in fields} | aliases
-        inner[source.path, config.name] = {dotted(field.annotation) for field in fields}
-    for place, names in inner.items():  # the flags of a config inside a config are flags of the command
+        inner[source.path, config.name] = {dotted(node) for node in [*(f.annotation for f in fields), *config.bases]}
+    for place, names in inner.items():  # the flags of a config inside or below a config are flags of the command
         by_class[place] |= set().union(*(found for (_, other), found in by_class.items() if other in names))
     flags: dict[str, set[str]] = {}
     for source, call in calls(tree):

@@ -1,0 +1,214 @@
+"""One attempt to run a job on some hosts: started on all of them, ended on all of them as soon as one has failed.
+
+opening: every agent says that it is ready -> running: orders, output, beats -> ending: all ranks of all hosts are gone
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from colossal_llama.hosts.hostfile import Host
+from colossal_llama.hosts.link import Link
+from colossal_llama.hosts.messages import BEAT_SECONDS, LOST_SECONDS, Message, Order
+from colossal_llama.hosts.outcome import SPARED, HostLost, Outcome, RankEnd, outcome
+from tokenizer_tools.command import UserError
+
+TURN_SECONDS = 0.2
+READY_SECONDS = 40.0
+"""For ssh and for python to start on a host."""
+FAILED_SECONDS = 10.0
+"""After the first rank has failed: for the others to notice it, and to say what they know."""
+STOP_SECONDS = 600.0
+"""After a signal: for the step in progress, and for the checkpoint."""
+KILLED_SECONDS = 10.0
+REPEAT_SECONDS = 1.0
+"""Signals within this time are one request: a terminal and a scheduler may both send it."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to run, whatever the hosts."""
+
+    words: list[str]
+    ranks_per_node: int
+    master_port: int
+    master_addr: str | None
+    run_id: str
+    environment: Mapping[str, str]
+
+    def order(self, hosts: Sequence[Host], node_rank: int, attempt: int) -> Order:
+        """For the agent on `hosts[node_rank]`."""
+        alone = len(hosts) == 1
+        return Order(
+            words=self.words,
+            directory=os.getcwd(),
+            environment=dict(self.environment),
+            run_id=self.run_id,
+            attempt=attempt,
+            node_rank=node_rank,
+            num_nodes=len(hosts),
+            ranks_per_node=self.ranks_per_node,
+            master_addr=self.master_addr or ("127.0.0.1" if alone else hosts[0].name),
+            master_port=self.master_port,
+        )
+
+
+class Attempt:
+    """The links to the hosts, and what has been heard over them."""
+
+    def __init__(self, job: Job, hosts: Sequence[Host], number: int) -> None:
+        self._job, self._number = job, number
+        self._links = [Link(host, self._hear) for host in hosts]
+        self._ready: set[Host] = set()
+        self._unready: dict[Host, str] = {}
+        self._refused: list[str] = []
+        self._ends: list[RankEnd] = []
+        self._lost: list[HostLost] = []
+        self._signal: int | None = None
+        self._signal_time = 0.0
+        self._kill_at: float | None = None
+        self._was_killed = False
+
+    async def run(self, leaves_out: bool) -> tuple[Outcome, list[Host]]:
+        """To the end of the last process. Returns the outcome and the hosts on which ranks were started.
+
+        leaves_out: whether a host that does not answer at first is left out. Raises UserError if not, or if none is
+        left, or if a host cannot start what it is told to; then nothing runs on any of them.
+        """
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self._take_signal, number)
+        tasks = [asyncio.create_task(link.run()) for link in self._links]
+        try:
+            await self._open()
+            hosts = self._chosen(leaves_out)
+            if self._signal is None:
+                await self._accompany(hosts)
+        finally:
+            self._send_all({"kill": True})
+            done, _ = await asyncio.wait(tasks, timeout=KILLED_SECONDS)
+            for link in self._links:
+                link.cut()
+            for number in SIGNALS:
+                loop.remove_signal_handler(number)
+        for task in done:
+            task.result()
+        if self._refused:
+            raise UserError("; ".join(self._refused))
+        return outcome(self._ends, self._lost, self._signal), hosts
+
+    async def _open(self) -> None:
+        """Wait until every agent is ready, or never will be."""
+        deadline = asyncio.get_running_loop().time() + READY_SECONDS
+        while self._signal is None and asyncio.get_running_loop().time() < deadline:
+            if all(link.host in self._ready or not link.is_open for link in self._links):
+                return
+            await asyncio.sleep(TURN_SECONDS)
+
+    def _chosen(self, leaves_out: bool) -> list[Host]:
+        reasons = {
+            link.host: self._unready.get(link.host, f"no answer within {READY_SECONDS:.0f} s")
+            for link in self._links
+            if link.host not in self._ready
+        }
+        if self._signal is None and reasons and (not self._ready or not leaves_out):
+            said = "; ".join(f"{host}: {reason}" for host, reason in reasons.items())
+            raise UserError(f"{said}. Nothing was started on any host")
+        for host, reason in reasons.items():
+            log.warning(f"left out: {host}: {reason}")
+        self._links = [link for link in self._links if link.host in self._ready]
+        return [link.host for link in self._links]
+
+    async def _accompany(self, hosts: list[Host]) -> None:
+        """Send the orders; then beats, until every way is closed or all has to end."""
+        loop = asyncio.get_running_loop()
+        for node_rank, link in enumerate(self._links):
+            link.send(self._job.order(hosts, node_rank, self._number))
+        next_beat = 0.0
+        while any(link.is_open for link in self._links):
+            await asyncio.sleep(TURN_SECONDS)
+            now = loop.time()
+            if now >= next_beat:
+                next_beat = now + BEAT_SECONDS
+                self._send_all({"beat": True})
+            for link in self._links:
+                if link.is_silent:
+                    self._lose(
+                        link.host, f"nothing was heard of it for {LOST_SECONDS:.0f} s: it has stopped, or its network"
+                    )
+            if self._kill_at is not None and now >= self._kill_at:
+                self._was_killed = True
+                return
+
+    def _send_all(self, message: Message) -> None:
+        for link in self._links:
+            link.send(message)
+
+    def _hear(self, host: Host, message: Message) -> None:
+        if "text" in message:
+            _show(host, message)
+        elif "ready" in message:
+            self._ready.add(host)
+        elif "refused" in message:
+            self._refused.append(f"{host}: {message['refused']}")
+            self._kill_within(0)
+        elif "code" in message:
+            self._take_end(host, message)
+        elif "gone" in message and host not in self._ready:
+            self._unready[host] = message["gone"] or "its agent ended at once"
+        elif "gone" in message and self._has_ranks(host):
+            self._lose(host, f"lost while its ranks were running: {message['gone'] or 'its agent ended'}")
+
+    def _take_end(self, host: Host, message: Message) -> None:
+        end = RankEnd(
+            host=str(host),
+            rank=message["rank"],
+            code=message["code"],
+            error=message["error"],
+            is_own=message["is_noted"],
+            errno=message["errno"],
+            was_killed=self._was_killed,
+        )
+        self._ends.append(end)
+        if end.code not in SPARED:
+            self._kill_within(FAILED_SECONDS)
+
+    def _has_ranks(self, host: Host) -> bool:
+        """Whether some of its ranks have not ended yet, as far as is known."""
+        return sum(end.host == str(host) for end in self._ends) < self._job.ranks_per_node
+
+    def _lose(self, host: Host, reason: str) -> None:
+        if not self._was_killed and not self._refused and str(host) not in {one.host for one in self._lost}:
+            self._lost.append(HostLost(str(host), reason))
+            self._kill_within(0)
+
+    def _kill_within(self, seconds: float) -> None:
+        at = asyncio.get_running_loop().time() + seconds
+        self._kill_at = at if self._kill_at is None else min(at, self._kill_at)
+
+    def _take_signal(self, number: int) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._signal is None:
+            self._signal, self._signal_time = number, now
+            self._send_all({"signal": signal.SIGTERM if number == signal.SIGHUP else number})
+            self._kill_within(STOP_SECONDS)
+        elif now - self._signal_time >= REPEAT_SECONDS:
+            self._kill_within(0)
+
+
+def _show(host: Host, message: Message) -> None:
+    """What a rank has printed, as it is for the first rank, with its name for the others."""
+    stream = sys.stdout if message["stream"] == "stdout" else sys.stderr
+    prefix = "" if message["rank"] == 0 else f"[{host} rank {message['rank']}] "
+    with contextlib.suppress(BrokenPipeError):
+        print(f"{prefix}{message['text']}", file=stream, flush=True)

@@ -1,0 +1,101 @@
+"""The launcher's end of the way to one host: starts an agent there, sends it messages, hands on what it says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import signal
+from collections import deque
+from collections.abc import Callable
+
+from colossal_llama.hosts.hostfile import Host
+from colossal_llama.hosts.messages import LOST_SECONDS, Message, Order, decode, encode
+from colossal_llama.hosts.ssh import SSH_FAILED, python_on
+
+AGENT = "colossal_llama.hosts.agent"
+LONGEST_LINE_BYTES = 2**26
+LAST_LINES = 8
+CURES = {
+    r"Could not resolve hostname|Name or service not known": "correct its name in the hostfile, or in /etc/hosts",
+    r"Permission denied": "let ssh in without a password: ssh-copy-id, or IdentityFile in ~/.ssh/config",
+    r"Host key verification failed|IDENTIFICATION HAS CHANGED": "if it was set up anew: ssh-keygen -R NAME, once",
+    r"refused|timed out|No route to host|unreachable": "start it and its sshd, or take it out of the hostfile",
+    r"No such file or directory|not found": "it needs this environment and this checkout at the same paths",
+    r"No module named": "install this checkout there too, or share its directory",
+}
+
+
+class Link:
+    """An agent on `host` and the process here that holds the way to it."""
+
+    def __init__(self, host: Host, hear: Callable[[Host, Message], None]) -> None:
+        self.host = host
+        self.is_open = True
+        self._hear = hear
+        self._heard = 0.0
+        self._process: asyncio.subprocess.Process | None = None
+        self._last: deque[str] = deque(maxlen=LAST_LINES)
+
+    async def run(self) -> None:
+        """Start the agent and hear it out; at the end hand on {"gone": reason or None}."""
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *python_on(self.host, AGENT),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                limit=LONGEST_LINE_BYTES,
+                start_new_session=True,  # a terminal's Ctrl-C is the launcher's alone
+            )
+        except OSError as error:
+            self.is_open = False
+            self._hear(self.host, {"gone": f"{error.filename}: {error.strerror}; install it, Debian's openssh-client"})
+            return
+        self._process = process
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._heard = asyncio.get_running_loop().time()
+        errors = asyncio.create_task(self._read_errors(process.stderr))
+        async for line in process.stdout:
+            self._heard = asyncio.get_running_loop().time()
+            message = decode(line)
+            if message is None:
+                self._last.append(line.decode(errors="replace").strip())
+            elif "beat" not in message:
+                self._hear(self.host, message)
+        code = await process.wait()
+        await errors
+        self.is_open = False
+        self._hear(self.host, {"gone": self._reason(code) if code else None})
+
+    def send(self, message: Message | Order) -> None:
+        """To the agent; nothing if the way to it is closed, or takes nothing more for now."""
+        if self._process is not None and self._process.stdin is not None and not self._process.stdin.is_closing():
+            with contextlib.suppress(ConnectionError):
+                self._process.stdin.write(encode(message))
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing has come from the host for so long that it counts as lost."""
+        return self.is_open and asyncio.get_running_loop().time() - self._heard > LOST_SECONDS
+
+    def cut(self) -> None:
+        """Close the way from this side; an agent that still lives ends its ranks and itself."""
+        if self._process is not None and self.is_open:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGKILL)
+
+    async def _read_errors(self, stream: asyncio.StreamReader) -> None:
+        async for line in stream:
+            self._last.append(line.decode(errors="replace").strip())
+
+    def _reason(self, code: int) -> str:
+        """Why the way has closed, in one line with its cure where one is known."""
+        said = " / ".join(line for line in self._last if line)
+        cure = next((cure for words, cure in CURES.items() if re.search(words, said)), None)
+        if not said:
+            said = (
+                "the connection was lost" if code in (SSH_FAILED, -signal.SIGKILL) else f"its agent ended with {code}"
+            )
+        return said if cure is None else f"{said}; {cure}"
