@@ -29,7 +29,7 @@ class Batch:
     row_ids: torch.Tensor
     """[rows] place of each row in the dataset, all bins end to end, from 1 on; 0 for a blank row."""
     row_numbers: list[int]
-    """[rows] number of each row in the order of the run; from the run's end row on the rows are blank."""
+    """[rows] number of each row in the order of the run; from the end of the step or the run on they are blank."""
 
     def to(self, device: torch.device) -> Batch:
         """The same on `device`; the copy runs in the background if the batch is pinned."""

@@ -55,11 +55,18 @@ class Shape:
     accumulation_steps: int
     dp_size: int
     dp_rank: int
+    global_batch_size: int | None = None
+    """Rows of one optimizer step over all ranks if these are fewer than there is room for."""
+
+    @property
+    def room_per_step(self) -> int:
+        """Rows that the micro-batches of all ranks hold together."""
+        return self.micro_batch_size * self.accumulation_steps * self.dp_size
 
     @property
     def rows_per_step(self) -> int:
-        """Rows of one optimizer step over all ranks."""
-        return self.micro_batch_size * self.accumulation_steps * self.dp_size
+        """Rows of one optimizer step over all ranks; the rest of the room is blank."""
+        return self.global_batch_size or self.room_per_step
 
     def row_numbers(self, first_row: int) -> list[list[int]]:
         """Row numbers of this rank, a list a micro-batch, in the step that begins with row `first_row`."""
@@ -85,7 +92,7 @@ class RowOrigin:
 
 
 class BatchReader:
-    """Reads the micro-batches of a step. Rows from `end_row` on are blank: padding without labels teaches nothing.
+    """Reads the micro-batches of a step. What no row is left for is blank: padding without labels teaches nothing.
 
     With `masks_documents` the first token of every document carries no label: no other document is there to predict it.
     """
@@ -111,7 +118,8 @@ class BatchReader:
     def steps_from(self, first_row: int) -> Iterator[list[Batch]]:
         """The micro-batches of every step, from the one that begins with row `first_row` to the end of the run."""
         for start in range(first_row, self._end_row, self._shape.rows_per_step):
-            yield [self._batch(numbers) for numbers in self._shape.row_numbers(start)]
+            end = min(start + self._shape.rows_per_step, self._end_row)
+            yield [self._batch(numbers, end) for numbers in self._shape.row_numbers(start)]
 
     def rows_of_step(self, first_row: int) -> list[int]:
         """Numbers of the rows that all ranks together read in the step that begins with `first_row`; no blank rows."""
@@ -124,7 +132,7 @@ class BatchReader:
         categories = [self._bins.categories[index] for index in opened.row(row_index).document_categories]
         return RowOrigin(opened.path, row_index, categories, self._bins.sources(bin_index, row_index))
 
-    def _batch(self, numbers: list[int]) -> Batch:
+    def _batch(self, numbers: list[int], end: int) -> Batch:
         size = (len(numbers), self._row_length)
         input_ids = np.full(size, self._pad_id, dtype=np.int64)
         labels = np.full(size, IGNORED, dtype=np.int64)
@@ -132,7 +140,7 @@ class BatchReader:
         categories = np.zeros(size, dtype=np.int64)
         row_ids = np.zeros(len(numbers), dtype=np.int64)
         for line, number in enumerate(numbers):
-            if number < self._end_row:
+            if number < end:
                 bin_index, row_index = self._order.locate(number)
                 row = self._bins.bins[bin_index].row(row_index)
                 row_ids[line] = self._order.row_id(bin_index, row_index)

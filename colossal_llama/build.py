@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PretrainedConfig
 
-from colossal_llama import model, plugins
+from colossal_llama import model
 from colossal_llama.architectures import check_architecture
 from colossal_llama.cluster import Cluster, main_rank_logger, on_main, together
 from colossal_llama.config import TrainConfig
+from colossal_llama.division import check_world, dp_size
 from colossal_llama.document_mask import refuse_document_mask
 from colossal_llama.eval_rows import spread_rows
 from colossal_llama.host import refuse_on_host
@@ -98,7 +100,10 @@ def build(config: TrainConfig, cluster: Cluster) -> tuple[Run, Start]:
     on_main(lambda: refuse_other_data(config, found, bins))
     start = together(lambda: going_on(found, fresh, config.restart_data))
     progress = fresh if start.checkpoint is None else start.checkpoint.progress
-    rows_per_step = config.micro_batch_size * config.accumulation_steps * plugins.dp_size(config, cluster.world_size)
+    num_readers = dp_size(config, cluster.world_size)
+    config = accumulating(config, num_readers)
+    room_per_step = config.micro_batch_size * config.accumulation_steps * num_readers
+    rows_per_step = config.global_batch_size or room_per_step
     plan = together(lambda: make_plan(config, progress, bins.num_rows, rows_per_step))
     together(lambda: check_changes(start, config, plan, cluster.world_size))
     num_old = together(lambda: _num_old_rows(config, plan))
@@ -120,8 +125,17 @@ def build(config: TrainConfig, cluster: Cluster) -> tuple[Run, Start]:
     return run, start
 
 
+def accumulating(config: TrainConfig, num_readers: int) -> TrainConfig:
+    """`config` with the --accumulation_steps that --global_batch_size asks of `num_readers` data-parallel ranks."""
+    if config.global_batch_size is None:
+        return config
+    num_micro_batches = math.ceil(config.global_batch_size / (config.micro_batch_size * num_readers))
+    of_pipeline = math.ceil(config.pp / config.micro_batch_size)  # a schedule with fewer rows than stages fails
+    return replace(config, accumulation_steps=max(num_micro_batches, of_pipeline))
+
+
 def _check_model(config: TrainConfig, cluster: Cluster, model_config: PretrainedConfig, row_length: int) -> None:
-    plugins.check_world(config, cluster.world_size, model_config.vocab_size, row_length)
+    check_world(config, cluster.world_size, model_config.vocab_size, row_length)
     reason = refuse_document_mask(config.use_flash_attn, config.plugin, config.sp) if config.document_mask else None
     if reason is not None:
         raise UserError(f"--document_mask: {reason}")

@@ -13,7 +13,7 @@ from tokenizer_tools.command import UserError
 
 def check(config: TrainConfig) -> None:
     """Raise one UserError that names every problem."""
-    rules = (_numbers, _time_limit, _paths, _evaluation, _plugin, _learning)
+    rules = (_numbers, _time_limit, _paths, _evaluation, plugin_problems, learning_problems)
     problems = [problem for rule in rules for problem in rule(config)]
     if problems:
         raise UserError("; ".join(problems))
@@ -53,8 +53,8 @@ def _numbers(config: TrainConfig) -> list[str]:
         for name, bound in at_least.items()
         if getattr(config, name) < bound
     ]
-    for name in ("max_steps", "warmup_steps"):
-        value, bound = getattr(config, name), 1 if name == "max_steps" else 0
+    for name in ("max_steps", "global_batch_size", "warmup_steps"):
+        value, bound = getattr(config, name), 0 if name == "warmup_steps" else 1
         if value is not None and value < bound:
             problems.append(f"--{name} {value}: must be at least {bound}, or left away for the default")
     for name in ("weight_decay", "gradient_clipping", "spike_threshold"):
@@ -81,7 +81,8 @@ def _time_limit(config: TrainConfig) -> list[str]:
     return []
 
 
-def _learning(config: TrainConfig) -> list[str]:
+def learning_problems(config: TrainConfig) -> list[str]:
+    """What the flags of who trains when cannot mean, together or under --plugin."""
     problems = []
     if config.freeze_non_embeds_params and config.train == "new_rows":
         problems.append("--freeze_non_embeds_params is --train embeds; leave it away with --train new_rows")
@@ -178,7 +179,8 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _plugin(config: TrainConfig) -> list[str]:
+def plugin_problems(config: TrainConfig) -> list[str]:
+    """What --plugin cannot do under the other flags, whatever the model and the data."""
     problems = []
     if config.zero not in (0, 1, 2):
         problems.append(f"--zero {config.zero}: must be 0, 1 or 2")
@@ -208,7 +210,8 @@ def _three_d(config: TrainConfig) -> list[str]:
             "--sp_mode ring_attn: its zigzag order needs flash-attn's own backward and cannot be right on a CPU, "
             "and no GPU run has proved it here; use all_to_all, split_gather or ring"
         )
-    if config.pp > 1 and config.micro_batch_size * config.accumulation_steps < config.pp:
+    num_rows = config.global_batch_size or config.micro_batch_size * config.accumulation_steps
+    if config.pp > 1 and num_rows < config.pp:
         problems.append(
             f"--pp {config.pp} needs at least {config.pp} micro-batches a step, but --accumulation_steps "
             f"{config.accumulation_steps} x --micro_batch_size {config.micro_batch_size} gives fewer rows; "

@@ -70,6 +70,9 @@ class TrainConfig:
     """Rows a rank takes through the model at once."""
     accumulation_steps: int = 1
     """Micro-batches a rank adds up before one optimizer step; under --pp they are the pipeline's micro-batches."""
+    global_batch_size: int | None = None
+    """Rows of one optimizer step over all ranks, whatever their number: --accumulation_steps then follows from it. For
+    runs that may go on with fewer hosts. Default: micro-batch times accumulation times data-parallel ranks."""
     max_length: int = 4096
     """Longest row accepted, in tokens. A dataset made with a longer --max_length is refused."""
     seed: int = 42
@@ -147,6 +150,9 @@ class TrainConfig:
     """Log to this Weights & Biases project too (`pip install wandb`)."""
     overwrite: bool = flag(default=False)
     """Start anew although --save_dir holds another run; that run is deleted."""
+    rehearse: bool = flag(default=False)
+    """Do not train: run this very command line on the CPU with a shrunken model and the real data, kill it, let it go
+    on, and say whether all of that works. Nothing is written into --save_dir. Start it without a launcher."""
 
     @property
     def max_grad_norm(self) -> float:
@@ -171,7 +177,7 @@ class TrainConfig:
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values under the flags' names: --config_file, and again an argument of train.py."""
         values = dataclasses.asdict(self)
-        for permission in ("overwrite", "restart_data"):  # for once: the same file used again must just go on
+        for permission in ("overwrite", "restart_data", "rehearse"):  # for once: the same file used again just goes on
             del values[permission]
         return {name: _plain(value) for name, value in values.items()}
 

@@ -74,7 +74,9 @@ def board(run: Run, start: Start) -> Engine:
         run.seen_ids.load(start.checkpoint.path)
     stepper = _stepper(run, stage, progress, boosted)
     layout = stepper.layout
-    shape = Shape(config.micro_batch_size, config.accumulation_steps, layout.dp_size, layout.dp_rank)
+    shape = Shape(
+        config.micro_batch_size, config.accumulation_steps, layout.dp_size, layout.dp_rank, config.global_batch_size
+    )
 
     is_adapted = stage.train == "lora"
     files = adapter_files(boosted.model) if is_adapted else model_files(boosted.booster, boosted.model)
@@ -139,7 +141,7 @@ def _stepper(run: Run, stage: ResolvedStage, progress: Progress, boosted: Booste
         max_grad_norm=config.max_grad_norm,
         autocast_bf16=config.plugin == "ddp" and config.mixed_precision == "bf16",
         document_mask=_document_mask(run, boosted.model),
-        rows_per_step=run.plan.rows_per_step,
+        room_per_step=config.micro_batch_size * config.accumulation_steps * layout.dp_size,
         num_categories=len(run.bins.categories),
     )
     return Stepper(boosted.booster, boosted.model, boosted.optimizer, head, guard, layout, device, settings)

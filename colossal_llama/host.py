@@ -10,7 +10,6 @@ no more), --sp_mode ring_attn in config.py (it calls flash-attn's CUDA backward,
 
 from __future__ import annotations
 
-import re
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -20,23 +19,16 @@ import torch.distributed as dist
 
 from colossal_llama import host_kernels
 from colossal_llama.flops import Peak
+from colossal_llama.gpus import datasheet_tflops
 from colossal_llama.upstream import require_line, require_version
 from tokenizer_tools.command import UserError
 from tokenizer_tools.freed_memory import keep_freed_memory
 
 FREED_AHEAD_BYTES = 2**28
 TERA = 10**12
-DATASHEET_TFLOPS = (  # dense, as the makers' datasheets have them; the first pattern found in a device's name counts
-    (r"\bH[12]00 NVL\b", {"bf16": 835, "fp16": 835}),
-    (r"\bH[18]00 PCIe\b", {"bf16": 756, "fp16": 756}),
-    (r"\bH[128]00\b", {"bf16": 989, "fp16": 989}),
-    (r"\bA[18]00\b", {"bf16": 312, "fp16": 312}),
-    (r"\bL40S\b", {"bf16": 362, "fp16": 362}),
-    (r"\bRTX 4090$", {"bf16": 165, "fp16": 165}),
-    (r"\bA10$", {"bf16": 125, "fp16": 125}),
-    (r"\bV100-SXM", {"fp16": 125}),
-    (r"\bV100-PCIE", {"fp16": 112}),
-)
+
+WITHOUT_ACCELERATORS = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "ASCEND_RT_VISIBLE_DEVICES": ""}
+"""The environment of a process that is to find none, whatever the machine has."""
 
 _installed = False
 
@@ -233,9 +225,7 @@ def peak(mixed_precision: str, num_devices: int, peak_tflops: float | None) -> P
     if peak_tflops is not None:
         return Peak(num_devices * peak_tflops * TERA, f"{num_devices} x {peak_tflops:g} TFLOP/s (--peak_tflops)")
     name = device_name()
-    if name is None or "MIG" in name:
-        return None
-    tflops = next((by_type for pattern, by_type in DATASHEET_TFLOPS if re.search(pattern, name)), {})
+    tflops = {} if name is None else datasheet_tflops(name)
     if mixed_precision not in tflops:
         return None
     source = f"{num_devices} x {tflops[mixed_precision]} TFLOP/s ({name}, dense {mixed_precision} of its datasheet)"

@@ -18,6 +18,7 @@ from torch import nn
 from colossal_llama import mends
 from colossal_llama.cluster import Layout
 from colossal_llama.config import TP_SHARED_SP_MODES, TrainConfig
+from colossal_llama.division import pipeline_microbatch_size
 from colossal_llama.host import has_accelerator
 from tokenizer_tools.command import UserError
 
@@ -103,44 +104,6 @@ def boost(plugin: Plugin, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     boosted, boosted_optimizer, *_ = booster.boost(model, optimizer)
     mends.keep_rotary_frequencies_fp32(boosted)
     return booster, boosted, boosted_optimizer
-
-
-def pipeline_microbatch_size(micro_batch_size: int, accumulation_steps: int, pp: int) -> int:
-    """The largest micro-batch of at most `micro_batch_size` rows that cuts a rank's rows into at least `pp` parts."""
-    num_rows = micro_batch_size * accumulation_steps
-    return max(size for size in range(1, micro_batch_size + 1) if num_rows % size == 0 and num_rows // size >= pp)
-
-
-def dp_size(config: TrainConfig, world_size: int) -> int:
-    """How many groups of ranks read rows of their own."""
-    return world_size // _model_parallel_size(config)
-
-
-def _model_parallel_size(config: TrainConfig) -> int:
-    """Ranks that read the same rows; 1 without 3d, where no size is above 1."""
-    return config.tp * config.pp * (1 if config.sp_mode in TP_SHARED_SP_MODES else config.sp)
-
-
-def check_world(config: TrainConfig, world_size: int, vocab_size: int, row_length: int) -> None:
-    """Raise UserError if this many ranks, this vocabulary or this row length cannot be divided as asked."""
-    if config.plugin != "3d":
-        return
-    ranks = _model_parallel_size(config)
-    if world_size % ranks:
-        raise UserError(
-            f"{world_size} process(es): --tp {config.tp} x --pp {config.pp} x --sp "
-            f"{ranks // config.tp // config.pp} needs a multiple of {ranks}; change --nproc_per_node or these sizes"
-        )
-    if vocab_size % config.tp:
-        raise UserError(
-            f"vocabulary of {vocab_size} pieces with --tp {config.tp}: each rank needs an equal slice; "
-            f"use a --tp that divides it or expand with `init_tokenizer --pad_vocab_to_multiple_of {config.tp}`"
-        )
-    if row_length % config.sp:
-        raise UserError(
-            f"rows of {row_length} tokens with --sp {config.sp}: each rank needs an equal slice; "
-            f"prepare the data with a --max_length that is a multiple of {config.sp}"
-        )
 
 
 def can_evaluate_first(config: TrainConfig) -> bool:

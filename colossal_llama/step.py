@@ -58,7 +58,8 @@ class StepSettings:
     max_grad_norm: float
     autocast_bf16: bool
     document_mask: DocumentMask
-    rows_per_step: int
+    room_per_step: int
+    """Rows that the ranks' micro-batches hold together, blank ones included."""
     num_categories: int
 
 
@@ -160,7 +161,7 @@ class Stepper:
         self, batches: list[Batch], first_row: int, passes: list[TokenScores]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Over all ranks, float64: summed loss and number of tokens [2, categories]; the same and the ids [3, rows]."""
-        sizes = (self._settings.num_categories, self._settings.rows_per_step)
+        sizes = (self._settings.num_categories, self._settings.room_per_step)
         sums = torch.zeros(3, sum(sizes), dtype=torch.float64, device=self._device)
         rows = joined(batches)
         if self._row_places is None:  # the same in every step, and to copy them would be to wait for the device

@@ -13,7 +13,7 @@ import psutil
 from colossal_llama.hosts.hostfile import Host
 
 CONNECT_SECONDS = 10
-ALIVE_SECONDS = 5
+ALIVE_SECONDS = 10
 OPTIONS = {
     "BatchMode": "yes",  # never a question: a password prompt would wait for ever
     "StrictHostKeyChecking": "accept-new",  # a host that is new is taken down, one that has changed is refused

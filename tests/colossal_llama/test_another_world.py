@@ -23,6 +23,7 @@ WORLDS: dict[str, tuple[int, int, dict[str, Any]]] = {  # processes, those that 
     "1 x zero2": (1, 1, {"plugin": "zero2"}),
     "2 x zero2": (2, 2, {"plugin": "zero2"}),
     "4 x zero2": (4, 4, {"plugin": "zero2"}),
+    "3 x zero2 and a blank row a step": (3, 3, {"plugin": "zero2", "global_batch_size": ROWS_PER_STEP}),
     "2 x zero2_cpu": (2, 2, {"plugin": "zero2_cpu"}),
     "2 x ddp": (2, 2, {"plugin": "ddp"}),
     "2 x gemini": (2, 2, {"plugin": "gemini"}),
@@ -34,6 +35,7 @@ WORLDS: dict[str, tuple[int, int, dict[str, Any]]] = {  # processes, those that 
 }
 MOVES = [
     ("2 x zero2", "1 x zero2", "fp32"),
+    ("2 x zero2", "3 x zero2 and a blank row a step", "fp32"),
     ("2 x zero2", "4 x zero2", "fp32"),
     ("2 x zero2", "2 x gemini", "bf16"),
     ("3d tp=2", "3d dp=2 zero 1", "bf16"),

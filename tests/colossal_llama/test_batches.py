@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 from colossal_llama.batch import Batch, joined
 from colossal_llama.batches import BatchReader, RowOrder, Shape, positions
+from colossal_llama.build import accumulating
+from colossal_llama.config import TrainConfig
 from data_tools.bins import open_bins
 
 ROWS_PER_BIN = [5, 0, 9, 3]
@@ -77,6 +79,31 @@ def test_ranks_share_exactly_the_next_rows(micro: int, accumulation: int, dp_siz
     assert {len(rank) for rank in per_rank} == {accumulation}
     together = sorted(number for rank in per_rank for numbers in rank for number in numbers)
     assert together == list(range(first, first + micro * accumulation * dp_size))
+
+
+@given(
+    micro=st.integers(1, 5), dp_size=st.integers(1, 5), global_batch_size=st.integers(1, 30), first=st.integers(0, 30)
+)
+def test_a_global_batch_is_read_once_by_any_number_of_ranks(
+    micro: int, dp_size: int, global_batch_size: int, first: int
+) -> None:
+    config = TrainConfig(Path("m"), [Path("d")], micro_batch_size=micro, global_batch_size=global_batch_size)
+    accumulation = accumulating(config, dp_size).accumulation_steps
+    assert (accumulation - 1) * micro * dp_size < global_batch_size, "no round of micro-batches that is all blank"
+    ends = [first + global_batch_size, first + 2 * global_batch_size]
+    read: list[list[int]] = [[], []]
+    for dp_rank in range(dp_size):
+        shape = Shape(micro, accumulation, dp_size, dp_rank, global_batch_size)
+        steps = steps_of(shape, first, ends[1])
+        for step, rows in zip(steps, read, strict=True):
+            assert len(step) == accumulation and all(len(batch.labels) == micro for batch in step)
+            rows += [
+                number
+                for batch in step
+                for number, row_id in zip(batch.row_numbers, batch.row_ids.tolist(), strict=True)
+                if row_id
+            ]
+    assert [sorted(rows) for rows in read] == [list(range(first, ends[0])), list(range(*ends))]
 
 
 def fake_bins() -> Any:

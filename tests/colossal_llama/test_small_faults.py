@@ -218,7 +218,7 @@ class Model(nn.Module):
 def stepper_of(asked: nn.Module, param_groups: list[dict[str, Any]]) -> step.Stepper:
     scores = TokenScores(nats=torch.ones(1, 4), correct=torch.ones(1, 4))
     head = SimpleNamespace(expect=lambda targets: None, take=lambda: [scores])
-    settings = step.StepSettings(1.0, False, "none", rows_per_step=1, num_categories=1)
+    settings = step.StepSettings(1.0, False, "none", room_per_step=1, num_categories=1)
     booster, optimizer = SimpleNamespace(plugin=None), SimpleNamespace(param_groups=param_groups)
     return step.Stepper(booster, asked, optimizer, head, None, Layout(0, 1, 1), CPU, settings)  # type: ignore[arg-type]
 
