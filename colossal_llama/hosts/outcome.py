@@ -59,9 +59,10 @@ def outcome(ends: Sequence[RankEnd], lost: Sequence[HostLost], stopped_by: int |
             message += f"; before that {_said(culprit)}"
         return Outcome(FAULT, message, is_worth_another=stopped_by is None)
     codes = {end.code for end in ends if not end.was_killed}
-    if codes <= {DONE} and not any(end.was_killed for end in ends):
+    is_whole = bool(ends) and not any(end.was_killed for end in ends)
+    if is_whole and codes <= {DONE}:
         return Outcome(DONE)
-    if codes <= set(SPARED) and not any(end.was_killed for end in ends):
+    if is_whole and codes <= set(SPARED):
         return Outcome(STOPPED)
     if stopped_by is not None and codes <= {*SPARED, INTERRUPTED, -stopped_by}:
         return Outcome(INTERRUPTED, f"interrupted by {signal.Signals(stopped_by).name}; every process has ended")
