@@ -227,6 +227,45 @@ class Lab:
             (self.directory / f"hosts.{own}").write_text("\n".join(lines) + "\n")
 
 
+SLURM_CONFIG = """
+ClusterName=lab
+SlurmctldHost=h0
+AuthType=auth/none
+CredType=cred/none
+SlurmUser=root
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+ReturnToService=2
+KillWait=30
+SlurmctldPidFile={lab}/slurmctld.pid
+SlurmdPidFile={lab}/slurmd.%n.pid
+StateSaveLocation={lab}/slurm_state
+SlurmdSpoolDir={lab}/slurmd_spool.%n
+SlurmctldLogFile={lab}/slurmctld.log
+SlurmdLogFile={lab}/slurmd.%n.log
+NodeName={nodes} CPUs=2 State=UNKNOWN
+PartitionName=all Nodes=ALL Default=YES State=UP MaxTime=INFINITE
+"""
+
+
+def start_slurm(lab: Lab) -> dict[str, str]:
+    """Slurm over all hosts of a lab; the environment in which its commands find it. Skips the test where it is not."""
+    if shutil.which("slurmctld", path=f"{os.environ['PATH']}:{SBIN}") is None:
+        pytest.skip("needs Debian's slurmctld, slurmd and slurm-client")
+    config = lab.directory / "slurm.conf"
+    (lab.directory / "slurm_state").mkdir()
+    config.write_text(SLURM_CONFIG.format(lab=lab.directory, nodes=",".join(lab.hosts)))
+    environment = {"SLURM_CONF": str(config)}
+    quiet = {"environment": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    lab.popen(lab.hosts[0], "slurmctld", "-D", **quiet)
+    for host in lab.hosts:
+        (lab.directory / f"slurmd_spool.{host}").mkdir()
+        lab.popen(host, "slurmd", "-D", "-N", host, **quiet)
+    words = ["sinfo", "--noheader", "--states=idle", "--format=%D"]
+    _until(lambda: lab.run(lab.hosts[0], *words, environment=environment).stdout.strip() == str(len(lab.hosts)))
+    return environment
+
+
 @contextmanager
 def lab_of(directory: Path, num_hosts: int, **how: Any) -> Iterator[Lab]:
     """A lab for as long as this is open. Skips the test, with the reason, where the machine allows none."""

@@ -168,14 +168,15 @@ class Agent:
         self._is_alone = True
 
     def _carry_out(self, order: Order) -> None:
-        with tempfile.TemporaryDirectory(prefix="ranks-") as notes:
+        with contextlib.ExitStack() as stack:
             try:
                 _wait_for_port(order)
+                notes = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ranks-")))
                 for local_rank in range(order.ranks_per_node):
-                    self._ranks.append(Rank(order, local_rank, Path(notes), self._outlet.say))
+                    self._ranks.append(Rank(order, local_rank, notes, self._outlet.say))
             except OSError as error:
                 self._kill()
-                self._outlet.say({"refused": f"{error.filename}: {error.strerror}"})
+                self._outlet.say({"refused": f"{error.filename or 'temporary files'}: {error.strerror or error}"})
                 return
             while self._ranks:
                 self._turn()
