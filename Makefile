@@ -17,8 +17,8 @@ check: .venv/installed ## ruff, mypy and the house rules
 	python -m pytest -q tests/test_house.py
 
 CASES ?= test
-SOAKED := $(foreach room,parity exact_resume another_world kills,tests/colossal_llama/test_$(room).py)
-soak: .venv/installed ## parity, resumes and kills, into docs/{parity,exact_resume,kills}.md; CASES="3d and bf16" for a part
+SOAKED := $(foreach room,parity exact_resume another_world kills many_hosts host_faults,tests/colossal_llama/test_$(room).py)
+soak: .venv/installed ## parity, resumes, kills and hosts, into docs/{parity,exact_resume,kills,many_hosts}.md; CASES="3d and bf16" for a part
 	python -m pytest -m soak -k "$(CASES)" $(SOAKED)
 
 bench: .venv/installed ## ratios measured side by side

@@ -15,6 +15,7 @@ import pytest
 
 from tests.colossal_llama.parity import CONFIGURATIONS, Configuration
 from tests.colossal_llama.runs import ROW_LENGTH, stopped_copy
+from tests.colossal_llama.soak_tables import record_row
 
 Train = Callable[..., list[dict[str, Any]]]
 ROWS_PER_STEP = 32
@@ -151,17 +152,10 @@ def test_two_ranks_drop_differently_and_a_step_has_numbers_of_its_own() -> None:
 
 
 def record(name: str, precision: str, different: list[int]) -> None:
-    """A row of docs/exact_resume.md, in the place of the one before."""
-    rows = {
-        tuple(cell.strip() for cell in line.strip("|").split("|")[:2]): line
-        for line in (DOCUMENT.read_text(encoding="utf-8") if DOCUMENT.exists() else "").splitlines()
-        if line.startswith("| ") and not line.startswith("| configuration")
-    }
+    """Write the outcome into docs/exact_resume.md."""
     outcome = "the same bits" if not different else f"another end after step {', '.join(map(str, different))}"
-    rows[name, precision] = f"| {name} | {precision} | {outcome} |"
-    order = {(one.name, precision): number for number, (one, precision) in enumerate(SOAK)}
-    lines = [rows[key] for key in sorted(rows, key=lambda key: order.get(key, len(order))) if key in order]
-    DOCUMENT.write_text(HEAD + "\n".join(lines) + "\n", encoding="utf-8")
+    keys = [f"{one.name} | {precision}" for one, precision in SOAK]
+    record_row(DOCUMENT, HEAD, keys, f"{name} | {precision}", outcome)
 
 
 STEPS_SET_BACK_TO = ", ".join(map(str, SOAK_STEPS))

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.colossal_llama.parity import CONFIGURATIONS, Case, Configuration
 from tests.colossal_llama.runs import weights_of
+from tests.colossal_llama.soak_tables import record_row
 from tests.conftest import argv_of, read_metrics
 from tests.lab import LOGIN, Lab, lab_of, start_slurm
 
 ROOT = Path(__file__).parent.parent.parent
 TIMINGS = ("step_seconds", "tokens_per_second", "positions_per_second", "memory_bytes", "mfu")
+
+
+STEPS = 6
+IN_SUITE = ("3d tp=2 pp=2", "fp32")
+DOCUMENT = ROOT / "docs" / "many_hosts.md"
+
+
+def marks_of(configuration: Configuration, precision: str) -> list[Any]:
+    """One of them is in the suite."""
+    return [] if (configuration.name, precision) == IN_SUITE else [pytest.mark.soak]
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +57,43 @@ def test_two_hosts_train_as_two_processes_of_one(
     assert figures(tmp_path / "run") == figures(zero2_run)
     ours, theirs = weights_of(tmp_path / "run" / "modeling"), weights_of(zero2_run / "modeling")
     assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
+CASES = [(one, precision) for one in CONFIGURATIONS for precision in one.precisions]
+
+
+@pytest.mark.parametrize(
+    ("configuration", "precision"),
+    [
+        pytest.param(one, precision, id=f"{one.name} {precision}", marks=marks_of(one, precision))
+        for one, precision in CASES
+    ],
+)
+def test_a_host_for_every_process_computes_the_same(
+    configuration: Configuration,
+    precision: str,
+    train: Callable[..., list[dict[str, Any]]],
+    tiny_model_dir: Path,
+    tiny_bins_dir: Path,
+    tmp_path: Path,
+) -> None:
+    """Every plugin of the parity table, on as many hosts as it has processes: the same bits as on one host."""
+    case = Case(configuration, precision, "accumulated")
+    flags = {**case.flags(STEPS), "pretrained": tiny_model_dir, "dataset": tiny_bins_dir}
+    train(configuration.world_size, tmp_path / "one", **flags)
+    with lab_of(tmp_path / "lab", configuration.world_size) as lab:
+        (lab.directory / "hostfile").write_text("\n".join(lab.hosts) + "\n")
+        done = lab.run(LOGIN, *colossalai_run(lab, tmp_path / "many", flags))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found, expected = figures(tmp_path / "many"), figures(tmp_path / "one")
+    assert found == expected
+    ours, theirs = (weights_of(tmp_path / name / "modeling") for name in ("many", "one"))
+    assert ours.keys() == theirs.keys() and all(ours[name].equal(theirs[name]) for name in theirs)
+    if (configuration.name, precision) != IN_SUITE:
+        keys = [f"{one.name} | {name}" for one, name in CASES]
+        losses = f"{found[0]['loss']:.6f} | {found[-1]['loss']:.6f}"
+        cells = f"{configuration.world_size} | {losses} | the same bits"
+        record_row(DOCUMENT, HEAD, keys, f"{configuration.name} | {precision}", cells)
 
 
 @pytest.mark.parametrize("rendezvous", ["static", "c10d"])
@@ -84,3 +133,15 @@ def test_the_sbatch_example_runs_as_shipped(
     log = "".join(path.read_text() for path in tmp_path.glob("slurm-*.log"))
     assert "zero2, 2 process(es)" in log
     assert (tmp_path / "runs" / "slurm" / "modeling" / "config.json").is_file(), log
+
+
+HEAD = f"""# Many hosts, the same run
+
+Written by `make soak` (tests/colossal_llama/test_many_hosts.py). Each configuration of [parity.md](parity.md) trains
+{STEPS} steps with accumulated micro-batches, by `colossalai run` over as many hosts as it has processes (network
+namespaces with an sshd, an address and a process table each), and again as processes of one host. The same bits: every
+figure of metrics.jsonl but times, and the weights of the finished model.
+
+| configuration | precision | hosts | first loss | last loss | against one host |
+|---|---|---|---|---|---|
+"""
