@@ -168,7 +168,7 @@ class Lab:
 
     def processes(self, name: str, text: str) -> list[str]:
         """Command lines on a host that hold `text`, as its own process table has them."""
-        script = 'for f in /proc/[0-9]*/cmdline; do tr "\\0" " " <"$f" 2>/dev/null && echo; done'
+        script = 'for f in /proc/[0-9]*/cmdline; do tr "\\0" " " <"$f" 2>/dev/null && echo; done; true'
         return [line for line in self.shell(name, script).splitlines() if text in line]
 
     def kill(self, name: str) -> None:
@@ -187,6 +187,10 @@ class Lab:
     def slow(self, name: str, rate: str) -> None:
         """Let a host get no more than `rate` (tc's words, such as 64kbit) from the network."""
         self._in_lab(f"tc qdisc replace dev {self._link(name)} root tbf rate {rate} burst 16kbit latency 400ms")
+
+    def speed_up(self, name: str) -> None:
+        """The end of `slow`."""
+        self._in_lab(f"tc qdisc del dev {self._link(name)} root")
 
     def own_disk(self, name: str, directory: Path, size: str = "64m") -> None:
         """From now on `directory`, which exists, is an empty disk of this host's own."""

@@ -1,4 +1,4 @@
-"""`colossalai run` as this project has it: flags, words and environment; and jobs over hosts of a lab, without torch."""
+"""`colossalai run` as this project has it: flags, words, environment; jobs over the hosts of a lab."""
 
 from __future__ import annotations
 
@@ -136,12 +136,13 @@ def said(stdout: str) -> list[dict[str, object]]:
     return sorted(lines, key=lambda line: line["rank"])
 
 
-def test_words_and_environment_arrive_as_they_are(lab: Lab, tmp_path: Path) -> None:
+@pytest.mark.parametrize("here", [LOGIN, "h0"], ids=["both over ssh", "one of them is this host"])
+def test_words_and_environment_arrive_as_they_are(here: str, lab: Lab, tmp_path: Path) -> None:
     note = "a \"b\" $HOME $(touch evil) `touch evil`\nsecond line; 'x' \\ 你好"
     directory = tmp_path / "with blank and $dollar"
     directory.mkdir()
     words = run_words(lab, ["echo", *ODD], ranks_per_host=2)
-    done = lab.run(LOGIN, *words, cwd=directory, environment={"NOTE": note, "A.B": "odd name"})
+    done = lab.run(here, *words, cwd=directory, environment={"NOTE": note, "A.B": "odd name"})
     assert done.returncode == 0, done.stderr
     heard = said(done.stdout)
     assert [line["argv"] for line in heard] == [["echo", *ODD]] * 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -94,6 +95,30 @@ def test_a_host_for_every_process_computes_the_same(
         losses = f"{found[0]['loss']:.6f} | {found[-1]['loss']:.6f}"
         cells = f"{configuration.world_size} | {losses} | the same bits"
         record_row(DOCUMENT, HEAD, keys, f"{configuration.name} | {precision}", cells)
+
+
+def test_ctrl_c_on_the_launcher_saves_and_the_same_command_goes_on(
+    lab: Lab, zero2_run: Path, zero2_flags: dict[str, Any], tmp_path: Path
+) -> None:
+    words = colossalai_run(lab, tmp_path / "run", {**zero2_flags, "save_interval": 1000, "log_interval": 1})
+    log = tmp_path / "run" / "metrics.jsonl"
+    lab.slow("h1", "8mbit")  # a step then takes a second
+    process = lab.popen(LOGIN, *words)
+    while not log.exists() or not log.read_text():
+        assert process.poll() is None
+        time.sleep(0.02)
+    lab.send(process, signal.SIGINT)
+    lab.speed_up("h1")
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75, stdout + stderr
+    assert "stopped by SIGINT after step" in stderr
+    assert len(list((tmp_path / "run").glob("epoch-*"))) == 1
+    assert [lab.processes(host, "train.py") for host in lab.hosts] == [[], []]
+    done = lab.run(LOGIN, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = ("step", "loss", "grad_norm", "row_chain", "lr", "num_tokens_seen")
+    found, expected = read_metrics(tmp_path / "run"), read_metrics(zero2_run)
+    assert [[step[name] for name in names] for step in found] == [[step[name] for name in names] for step in expected]
 
 
 @pytest.mark.parametrize("rendezvous", ["static", "c10d"])
