@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from colossal_llama.hosts.hostfile import Host
 from colossal_llama.hosts.link import Link
 from colossal_llama.hosts.messages import BEAT_SECONDS, LOST_SECONDS, Message, Order
-from colossal_llama.hosts.outcome import SPARED, HostLost, Outcome, RankEnd, outcome
+from colossal_llama.hosts.outcome import SPARED, USER_FAULT, HostLost, Outcome, RankEnd, outcome
 from tokenizer_tools.command import UserError
 
 TURN_SECONDS = 0.2
@@ -25,6 +25,8 @@ READY_SECONDS = 40.0
 """For ssh and for python to start on a host."""
 FAILED_SECONDS = 10.0
 """After the first rank has failed: for the others to notice it, and to say what they know."""
+REFUSED_SECONDS = 3.0
+"""The same where it was the user's fault: the ranks know it all together."""
 STOP_SECONDS = 600.0
 """After a signal: for the step in progress, and for the checkpoint."""
 KILLED_SECONDS = 10.0
@@ -181,7 +183,7 @@ class Attempt:
         )
         self._ends.append(end)
         if end.code not in SPARED:
-            self._kill_within(FAILED_SECONDS)
+            self._kill_within(REFUSED_SECONDS if end.code == USER_FAULT else FAILED_SECONDS)
 
     def _has_ranks(self, host: Host) -> bool:
         """Whether some of its ranks have not ended yet, as far as is known."""

@@ -24,7 +24,7 @@ class RankEnd:
     error: str
     """What it said of it, "" for nothing."""
     is_own: bool
-    """Whether it has noted down a fault of its own: one that only lost the others has not."""
+    """Whether it has noted down a fault of its own: a rank that only lost the others has not."""
     errno: int | None = None
     was_killed: bool = False
     """Whether the launcher had it killed: then its end says nothing."""
@@ -69,7 +69,7 @@ def outcome(ends: Sequence[RankEnd], lost: Sequence[HostLost], stopped_by: int |
     culprit = first_failed(ends)
     assert culprit is not None, "someone ended with another code than 0 and 75"
     has_bad_disk = culprit.errno in DISK_FAULTS
-    code = USER_FAULT if culprit.code == USER_FAULT else FAULT
+    code = USER_FAULT if codes - set(SPARED) == {USER_FAULT} else FAULT
     faulty_disks = (culprit.host,) if has_bad_disk else ()
     is_worth_another = stopped_by is None and (code == FAULT or has_bad_disk)
     return Outcome(code, _said(culprit), faulty_disks, is_worth_another)
@@ -78,17 +78,19 @@ def outcome(ends: Sequence[RankEnd], lost: Sequence[HostLost], stopped_by: int |
 def first_failed(ends: Sequence[RankEnd]) -> RankEnd | None:
     """Whose fault it was: the first rank with a fault of its own, or ended by a signal; else the first to fail."""
     failed = [end for end in ends if end.code not in SPARED and not end.was_killed]
-    own = [end for end in failed if end.is_own or end.code < 0]
+    own = [end for end in ends if end.is_own] + [end for end in failed if end.code < 0]
     return next(iter(own or failed), None)
 
 
 def _said(end: RankEnd) -> str:
     """`rank 3 on h1 failed first (exit code 1): ...`"""
-    how = f"ended by {_signal_name(-end.code)}" if end.code < 0 else f"exit code {end.code}"
+    how = f" (ended by {_signal_name(-end.code)})" if end.code < 0 else f" (exit code {end.code})"
     what = end.error.removeprefix("error: ") if end.is_own or end.code > 0 else ""
-    if end.code == -signal.SIGKILL:
+    if end.was_killed:  # while it was leaving, with what it had noted down
+        how = ""
+    elif end.code == -signal.SIGKILL:
         what = f"somebody killed it, or the system for want of memory: `dmesg` on {end.host} says"
-    return f"rank {end.rank} on {end.host} failed first ({how}){': ' + what if what else ''}"
+    return f"rank {end.rank} on {end.host} failed first{how}{': ' + what if what else ''}"
 
 
 def _signal_name(number: int) -> str:

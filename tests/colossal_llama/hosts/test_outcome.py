@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 
 import pytest
 
@@ -60,6 +61,17 @@ LOST = HostLost("h1", "the connection was lost")
             Outcome(
                 2,
                 "rank 1 on h1 failed first (exit code 2): OSError: [Errno 28] No space left on device",
+                ("h1",),
+                is_worth_another=True,
+            ),
+        ),
+        (
+            [OTHERS_OF_FULL, replace(FULL, code=-SIGKILL, was_killed=True)],  # it had noted it down by then
+            [],
+            None,
+            Outcome(
+                2,
+                "rank 1 on h1 failed first: OSError: [Errno 28] No space left on device",
                 ("h1",),
                 is_worth_another=True,
             ),
