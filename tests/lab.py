@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+CHECKOUT = Path(__file__).parent.parent
 LOGIN = "login"
 NETWORK = "10.77.0"
 START_SECONDS = 20
@@ -37,6 +38,7 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
 MaxStartups 100:30:200
+SetEnv PYTHONPATH={checkout}
 """
 SSH_CONFIG = """
 Host *
@@ -127,6 +129,7 @@ class Lab:
             "HOME": str(self.directory / "home"),
             "LANG": "C.UTF-8",
             "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(CHECKOUT),  # these tests' own, wherever the environment's packages are
             **(environment or {}),
         }
         enter = ["nsenter", "-t", str(self._pids[name]), "-n", "-u", "-i", "-m", "-p", f"--wd={cwd or Path.cwd()}"]
@@ -222,7 +225,7 @@ class Lab:
         for key in ("key", "hostkey"):
             words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.directory / key)]
             subprocess.run(words, check=True, stdin=subprocess.DEVNULL)
-        (self.directory / "sshd_config").write_text(SSHD_CONFIG.format(lab=self.directory))
+        (self.directory / "sshd_config").write_text(SSHD_CONFIG.format(lab=self.directory, checkout=CHECKOUT))
         (self.directory / "ssh_config").write_text(SSH_CONFIG.format(lab=self.directory))
         for own in self._addresses:
             lines = ["127.0.0.1 localhost"]

@@ -1,6 +1,6 @@
 """Hosts that die, are cut off, slow down, stop or run out of disk in the midst of training: the run goes on by itself.
 
-`colossalai run --max_restarts` over two hosts of a lab ends with the weights of an undisturbed run, on whatever is left.
+`colossalai run --max_restarts` over two hosts of a lab ends with the weights of an undisturbed run, on what is left.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _to_ranks_of(lab: Lab, host: str, signal_name: str) -> None:
 @pytest.fixture(scope="module")
 def long_flags(flags: dict[str, Any]) -> dict[str, Any]:
     """Steps of four rows, whatever the number of ranks."""
-    own = {"mixed_precision": "fp32", "micro_batch_size": 2, "global_batch_size": 4, "max_steps": 120, "num_epochs": 4}
+    own = {"mixed_precision": "fp32", "micro_batch_size": 2, "global_batch_size": 4, "max_steps": 40, "num_epochs": 2}
     return {**flags, **own, "save_interval": 5, "keep_checkpoints": 3, "log_interval": 1}
 
 
