@@ -27,17 +27,18 @@ def say(**words):
 say(argv=sys.argv[1:], host=os.uname().nodename, pid=os.getpid(), note=os.environ.get("NOTE"), cwd=os.getcwd(),
     **{name: os.environ[name] for name in ("LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")})
 def stop(number, frame):
+    open(os.environ["HEARD"], "a").write(f"{rank}\\n")
     say(signal=number)
     sys.exit(75)
-if what == "wait":
+if what == "wait" or (what == "one deaf" and rank == 0):
     signal.signal(signal.SIGTERM, stop)
-if what == "deaf":
+if what == "deaf" or (what == "one deaf" and rank == 1):
     signal.signal(signal.SIGTERM, lambda *_: None)
 if what == "fail" and rank == 1:
     sys.exit("error: the disk of rank 1 is on fire")
 if what == "children":
     os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "1234")
-if what in ("wait", "deaf", "fail", "children"):
+if what in ("wait", "deaf", "one deaf", "fail", "children"):
     for _ in range(300):
         time.sleep(1)
 """
@@ -172,7 +173,8 @@ def started(lab: Lab, what: str, *flags: str, directory: Path, host: str = LOGIN
     """`colossalai run` once both ranks have spoken; its output goes to files in `directory`."""
     directory.mkdir(exist_ok=True)
     out, err = (directory / "out").open("w"), (directory / "err").open("w")
-    process = lab.popen(host, *run_words(lab, [what], *flags), stdout=out, stderr=err)
+    environment = {"HEARD": str(directory / "heard")}
+    process = lab.popen(host, *run_words(lab, [what], *flags), environment=environment, stdout=out, stderr=err)
     deadline = time.monotonic() + 30
     while (directory / "out").read_text().count("argv") < 2:
         assert process.poll() is None and time.monotonic() < deadline, (directory / "err").read_text()
@@ -216,10 +218,12 @@ def test_a_second_signal_ends_the_deaf(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_a_launcher_that_is_killed_leaves_nobody_behind(lab: Lab, tmp_path: Path) -> None:
-    process = started(lab, "wait", directory=tmp_path)
+    """A rank that can save does, and one that hears nothing goes all the same."""
+    process = started(lab, "one deaf", directory=tmp_path)
     lab.send(process, signal.SIGKILL)
     process.wait(timeout=10)
-    assert no_process_is_left(lab, 15)
+    assert no_process_is_left(lab, 20)
+    assert (tmp_path / "heard").read_text() == "0\n"
 
 
 def test_a_port_that_is_taken_and_a_host_that_is_away_are_told_before_anything_starts(lab: Lab, tmp_path: Path) -> None:
