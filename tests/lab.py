@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 CHECKOUT = Path(__file__).parent.parent
@@ -158,9 +159,12 @@ class Lab:
         return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
 
     @staticmethod
-    def send(process: subprocess.Popen[str], number: int) -> None:
-        """A signal to a command that `popen` has started, not to what leads to it."""
-        os.kill(_descendant(process.pid, 1), number)
+    def send(process: subprocess.Popen[str], number: int, to_group: bool = False) -> None:
+        """A signal to a command that `popen` has started; `to_group`, as a terminal does, also to its children."""
+        command = psutil.Process(_descendant(process.pid, 1))
+        children = command.children(recursive=True) if to_group else []
+        for one in [command, *(child for child in children if os.getpgid(child.pid) == process.pid)]:
+            one.send_signal(number)
 
     def shell(self, name: str, script: str) -> str:
         """What a shell script prints on a host. Raises CalledProcessError if it fails."""

@@ -25,6 +25,7 @@ rank, what = int(os.environ["RANK"]), sys.argv[1]
 def say(**words):
     print(json.dumps({"rank": rank, **words}), flush=True)
 say(argv=sys.argv[1:], host=os.uname().nodename, pid=os.getpid(), note=os.environ.get("NOTE"), cwd=os.getcwd(),
+    home=os.environ["HOME"],
     **{name: os.environ[name] for name in ("LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")})
 def stop(number, frame):
     open(os.environ["HEARD"], "a").write(f"{rank}\\n")
@@ -35,7 +36,8 @@ if what == "wait" or (what == "one deaf" and rank == 0):
 if what == "deaf" or (what == "one deaf" and rank == 1):
     signal.signal(signal.SIGTERM, lambda *_: None)
 if what == "fail" and rank == 1:
-    sys.exit("error: the disk of rank 1 is on fire")
+    print("error: the disk of rank 1 is on fire", "it was hot", sep="\\n", file=sys.stderr)
+    sys.exit(1)
 if what == "children":
     os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "1234")
 if what in ("wait", "deaf", "one deaf", "fail", "children"):
@@ -148,6 +150,7 @@ def test_words_and_environment_arrive_as_they_are(here: str, lab: Lab, tmp_path:
     heard = said(done.stdout)
     assert [line["argv"] for line in heard] == [["echo", *ODD]] * 4
     assert {line["note"] for line in heard} == {note}
+    assert {line["home"] for line in heard} == {str(lab.directory / "home")}
     assert {line["cwd"] for line in heard} == {str(directory)}
     assert [(line["host"], line["LOCAL_RANK"]) for line in heard] == [
         ("h0", "0"),
@@ -165,6 +168,7 @@ def test_a_rank_that_fails_ends_the_job_everywhere_and_is_named(lab: Lab) -> Non
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last == "error: rank 1 on h1 failed first (exit code 1): the disk of rank 1 is on fire"
+    assert "[h1 rank 1] error: the disk of rank 1 is on fire" in done.stderr.splitlines()
     assert "s3cret" not in done.stdout + done.stderr
     assert [lab.processes(host, "script.py") for host in lab.hosts] == [[], []]
 
@@ -196,7 +200,7 @@ def no_process_is_left(lab: Lab, seconds: float) -> bool:
 def test_a_signal_reaches_every_rank(lab: Lab, tmp_path: Path, number: signal.Signals) -> None:
     what = "children" if number == signal.SIGINT else "wait"
     process = started(lab, what, directory=tmp_path)
-    lab.send(process, number)
+    lab.send(process, number, to_group=True)
     code = process.wait(timeout=30)
     if what == "wait":
         assert code == 75
