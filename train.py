@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 from colossal_llama.background import leave
 from colossal_llama.checks import check
@@ -19,6 +20,11 @@ def main(config: TrainConfig) -> None:
     started = time.monotonic()  # --time_limit counts from here
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun that is killed leaves its workers; they have to notice
         end_with_parent(os.getppid(), signal.SIGTERM)
+    if config.rehearse:
+        from colossal_llama.rehearse import rehearse, start_processes
+
+        rehearse(config, start_processes(Path(__file__)))
+        return
     check(config)
     # bitsandbytes imports torch's compiler, which would start idle workers that outlive a killed rank
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")

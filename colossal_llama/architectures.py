@@ -23,8 +23,8 @@ def check_architecture(hf_config: Any, config: TrainConfig, row_length: int) -> 
     """
     problems = _kind_problems(hf_config)
     if not problems and config.plugin == "3d":
-        problems = _three_d_problems(hf_config, config)
-    problems += _window_problems(hf_config, config, row_length)
+        problems = three_d_problems(hf_config, config)
+    problems += window_problems(hf_config, config, row_length)
     if problems:
         raise UserError(f"{_name(hf_config)}: {'; '.join(problems)}")
     if hf_config.model_type in TESTED:
@@ -63,7 +63,7 @@ def _kind_problems(hf_config: Any) -> list[str]:
     return []
 
 
-def _three_d_problems(hf_config: Any, config: TrainConfig) -> list[str]:
+def three_d_problems(hf_config: Any, config: TrainConfig) -> list[str]:
     """What shardformer cannot divide, or divides without an error and wrongly."""
     kind = hf_config.model_type
     if kind not in TESTED:
@@ -95,7 +95,7 @@ def _three_d_problems(hf_config: Any, config: TrainConfig) -> list[str]:
     return problems
 
 
-def _window_problems(hf_config: Any, config: TrainConfig, row_length: int) -> list[str]:
+def window_problems(hf_config: Any, config: TrainConfig, row_length: int) -> list[str]:
     """Rows longer than the sliding window, where not every token would see through the same window."""
     window = getattr(hf_config, "sliding_window", None)
     if window is None or row_length <= window:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from colossal_llama import model
 from colossal_llama.architectures import check_architecture
 from colossal_llama.cluster import Cluster, main_rank_logger, on_main, together
 from colossal_llama.config import TrainConfig
-from colossal_llama.division import check_world, dp_size
+from colossal_llama.division import accumulating, check_world, dp_size
 from colossal_llama.document_mask import refuse_document_mask
 from colossal_llama.eval_rows import spread_rows
 from colossal_llama.host import refuse_on_host
@@ -25,6 +24,7 @@ from colossal_llama.metrics import Metrics
 from colossal_llama.progress import Progress
 from colossal_llama.row_health import SeenIds, num_old_rows
 from colossal_llama.run_plan import Plan, make_plan
+from colossal_llama.shared_dir import refuse_separate_disks
 from colossal_llama.start import Start, check_changes, find_start, going_on, open_save_dir, sound_start
 from colossal_llama.trackers import open_wandb
 from data_tools.bins import Bins, open_bins
@@ -74,6 +74,7 @@ class Logs:
 def build(config: TrainConfig, cluster: Cluster) -> tuple[Run, Start]:
     """Join all but the model. Raises UserError, on all ranks together, for anything that cannot become a run."""
     together(lambda: refuse_on_host(config.mixed_precision))
+    refuse_separate_disks(config.save_dir)
     found = sound_start(on_main(lambda: find_start(config)))
     on_main(lambda: refuse_swapped(found.model_dir, "tokenizer"))
     tokenizer = together(lambda: load_tokenizer(found.model_dir))
@@ -123,15 +124,6 @@ def build(config: TrainConfig, cluster: Cluster) -> tuple[Run, Start]:
         origin=find_origin(config, start, bins.tokenizer_fingerprint, bins, eval_bins),
     )
     return run, start
-
-
-def accumulating(config: TrainConfig, num_readers: int) -> TrainConfig:
-    """`config` with the --accumulation_steps that --global_batch_size asks of `num_readers` data-parallel ranks."""
-    if config.global_batch_size is None:
-        return config
-    num_micro_batches = math.ceil(config.global_batch_size / (config.micro_batch_size * num_readers))
-    of_pipeline = math.ceil(config.pp / config.micro_batch_size)  # a schedule with fewer rows than stages fails
-    return replace(config, accumulation_steps=max(num_micro_batches, of_pipeline))
 
 
 def _check_model(config: TrainConfig, cluster: Cluster, model_config: PretrainedConfig, row_length: int) -> None:

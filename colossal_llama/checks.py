@@ -7,13 +7,16 @@ from pathlib import Path
 
 from colossal_llama.config import TP_SHARED_SP_MODES, TrainConfig
 from colossal_llama.stages import Stage, parse_stages
+from colossal_llama.stopping import seconds_of
 from colossal_llama.trackers import missing_package
 from tokenizer_tools.command import UserError
+
+LEAST_LOST_SECONDS = 3
 
 
 def check(config: TrainConfig) -> None:
     """Raise one UserError that names every problem."""
-    rules = (_numbers, _time_limit, _paths, _evaluation, plugin_problems, learning_problems)
+    rules = (_numbers, _durations, _paths, _evaluation, plugin_problems, learning_problems)
     problems = [problem for rule in rules for problem in rule(config)]
     if problems:
         raise UserError("; ".join(problems))
@@ -73,12 +76,20 @@ def _numbers(config: TrainConfig) -> list[str]:
     return problems
 
 
-def _time_limit(config: TrainConfig) -> list[str]:
-    try:
-        _ = config.time_limit_seconds
-    except ValueError as error:
-        return [f"--time_limit {config.time_limit}: {error}"]
-    return []
+def _durations(config: TrainConfig) -> list[str]:
+    problems = []
+    for name in ("time_limit", "lost_after", "stall_limit"):
+        value = getattr(config, name)
+        try:
+            seconds = None if value is None else seconds_of(value)
+        except ValueError as error:
+            problems.append(f"--{name} {value}: {error}")
+            continue
+        if name == "lost_after" and seconds is not None and seconds < LEAST_LOST_SECONDS:
+            problems.append(
+                f"--lost_after {value}: must be at least {LEAST_LOST_SECONDS}s, or a busy rank counts as lost"
+            )
+    return problems
 
 
 def learning_problems(config: TrainConfig) -> list[str]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,7 +25,9 @@ from torch.distributed import distributed_c10d
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from colossal_llama import host
+from colossal_llama.hosts.interface import interface_variables
 from tokenizer_tools.command import Stopped, UserError
+from tokenizer_tools.outputs import disk_fault_of
 
 Result = TypeVar("Result")
 
@@ -77,6 +79,8 @@ class Layout:
 def launch(seed: int) -> Iterator[Cluster]:
     """Join the process group (torchrun's or Slurm's environment; alone without either) and leave it at the end."""
     _fill_environment()
+    chosen = interface_variables(os.environ["MASTER_ADDR"], os.environ) if spans_hosts() else {}
+    os.environ.update(chosen)
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # Booster reads its optimizer files as pickles that may run code
     with _advice_left_out():
         on_host = host.install_if_needed()
@@ -91,6 +95,9 @@ def launch(seed: int) -> Iterator[Cluster]:
     distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = COLLECTIVE_TIMEOUT
     colossalai.launch_from_torch(seed=seed, verbose=False)
     device = torch.device("cpu") if on_host else get_accelerator().get_current_device()
+    if chosen:
+        words = ", ".join(f"{name}={value}" for name, value in chosen.items())
+        main_rank_logger(__name__).info(f"the way to {os.environ['MASTER_ADDR']}, the same on every host: {words}")
     if on_host:
         main_rank_logger(__name__).info("no accelerator found: running on CPU with gloo")
     try:
@@ -99,20 +106,29 @@ def launch(seed: int) -> Iterator[Cluster]:
         _leave()
         raise
     except Exception as error:
+        if has_lost_a_rank(error):
+            leave_lost(error, LOST_RANK_SECONDS)
         _report(error)
-        if _has_lost_a_rank(error):
-            time.sleep(LOST_RANK_SECONDS)
-            sys.stdout.flush()
-            os._exit(1)  # gloo's threads and the interpreter's end could wait for each other for ever
         raise
     else:
         _leave()
     # After any other error this rank just ends: leaving in good order could wait for ranks that wait for this one.
 
 
-def _has_lost_a_rank(error: Exception) -> bool:
+def has_lost_a_rank(error: Exception) -> bool:
     """Whether this rank only fell because another one was gone."""
     return isinstance(error, dist.DistBackendError) or any(words in str(error) for words in LOST_RANK_WORDS)
+
+
+def leave_lost(error: Exception, seconds: float) -> NoReturn:
+    """Say that another rank is gone, and end this process with exit code 1 after so many seconds."""
+    logging.getLogger(RANK_LOGGER).error(
+        f"rank {dist.get_rank()}: another process of this run has ended ({' '.join(str(error).split())[:200]}); "
+        f"what ended it is said where it ran. The same command goes on from the newest checkpoint"
+    )
+    time.sleep(max(seconds, LOST_RANK_SECONDS))
+    sys.stdout.flush()
+    os._exit(1)  # gloo's threads and the interpreter's end could wait for each other for ever
 
 
 def _report(error: Exception) -> None:
@@ -121,15 +137,10 @@ def _report(error: Exception) -> None:
     torchrun closes its report with the traceback of the rank that failed first. An OSError has no traceback, and
     `command` says it on the first rank of a host only, because most are raised together.
     """
-    if not _has_lost_a_rank(error):
-        get_error_handler().record_exception(error)
+    get_error_handler().record_exception(error)
     if isinstance(error, OSError):
-        logging.getLogger(RANK_LOGGER).error(f"rank {dist.get_rank()}: {error}")
-    elif _has_lost_a_rank(error):
-        logging.getLogger(RANK_LOGGER).error(
-            f"rank {dist.get_rank()}: another process of this run has ended ({' '.join(str(error).split())[:200]}); "
-            f"what ended it is said where it ran. The same command goes on from the newest checkpoint"
-        )
+        where = f"{socket.gethostname()} (rank {dist.get_rank()})" if spans_hosts() else f"rank {dist.get_rank()}"
+        logging.getLogger(RANK_LOGGER).error(f"{where}: {error}")
 
 
 def _leave() -> None:
@@ -189,6 +200,7 @@ def _fill_environment() -> None:
         names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_STEP_NUM_TASKS", "LOCAL_RANK": "SLURM_LOCALID"}
         os.environ.update({name: os.environ[slurm] for name, slurm in names.items()})
         os.environ.setdefault("MASTER_PORT", "29500")
+        os.environ["LOCAL_WORLD_SIZE"] = str(tasks // int(os.environ.get("SLURM_STEP_NUM_NODES", "1")))
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -196,28 +208,39 @@ def _fill_environment() -> None:
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 
 
+def spans_hosts() -> bool:
+    """Whether the run has ranks on other hosts, as its launcher says."""
+    world_size = os.environ["WORLD_SIZE"]
+    return int(world_size) > int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+
+
 def together(action: Callable[[], Result]) -> Result:
     """Run `action` on every rank; if it fails on any of them, all ranks raise, so that nobody waits for ever.
 
-    A UserError or OSError of any rank becomes one UserError on all; another error is raised as it is where it arose
-    and as RuntimeError elsewhere.
+    A UserError or OSError of any rank becomes one UserError on all, which names its host if the run has several and
+    not all have failed; another error is raised as it is where it arose and as RuntimeError elsewhere. What a broken
+    disk has said is noted down for the launcher.
     """
     error: Exception | None = None
     try:
         result = action()
     except Exception as caught:
         error = caught
-    messages: list[tuple[bool, str] | None] = [None] * dist.get_world_size()
-    own = None if error is None else (isinstance(error, UserError | OSError), f"{error}")
+        disk_fault = disk_fault_of(caught)
+        if disk_fault is not None:
+            get_error_handler().record_exception(disk_fault)
+    messages: list[tuple[bool, str, str] | None] = [None] * dist.get_world_size()
+    own = None if error is None else (isinstance(error, UserError | OSError), socket.gethostname(), f"{error}")
     dist.all_gather_object(messages, own)
     failures = [(rank, *message) for rank, message in enumerate(messages) if message is not None]
     if not failures:
         return result
     if error is not None and not isinstance(error, UserError | OSError):
         raise error
-    rank, is_users, text = failures[0]
+    rank, is_users, host_name, text = failures[0]
     if is_users:
-        raise UserError(text) from error
+        is_one_hosts = spans_hosts() and len(failures) < len(messages)
+        raise UserError(f"{host_name} (rank {rank}): {text}" if is_one_hosts else text) from error
     raise RuntimeError(f"rank {rank} failed: {text}")
 
 

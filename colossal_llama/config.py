@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from simple_parsing import field, flag
 
+from colossal_llama.hosts.board import Limits
 from colossal_llama.stopping import seconds_of
 
 Trained = Literal["all", "embeds", "new_rows"]
@@ -55,6 +56,11 @@ class TrainConfig:
     """Keep this many newest checkpoints and delete older ones; 0 keeps all."""
     time_limit: str | None = None
     """Save and leave before the process has run this long: 90s, 45m, 4h, 1h30m, 04:00:00, 1-12:00:00 (as Slurm's)."""
+    lost_after: str = "30s"
+    """End the run, naming the rank and its host, if a rank has not been heard of for so long: its host, its network or
+    the process has stopped."""
+    stall_limit: str = "30m"
+    """End the run, naming who is behind, if a step takes so long, and ten times as long as any before it."""
     restart_data: bool = flag(default=False)
     """If --dataset or --seed is not the checkpoint's: read it from its first row. Without this it is refused."""
     tensorboard_dir: Path | None = None
@@ -163,6 +169,11 @@ class TrainConfig:
     def time_limit_seconds(self) -> float | None:
         """--time_limit in seconds. Raises ValueError, as `stopping.seconds_of` does; `checks.check` has seen it."""
         return None if self.time_limit is None else seconds_of(self.time_limit)
+
+    @property
+    def limits(self) -> Limits:
+        """--lost_after and --stall_limit. Raises ValueError as `stopping.seconds_of`; `checks.check` has seen it."""
+        return Limits(seconds_of(self.lost_after), seconds_of(self.stall_limit))
 
     @property
     def trained(self) -> Trained:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 from colossal_llama.config import TP_SHARED_SP_MODES, TrainConfig
 from tokenizer_tools.command import UserError
 
@@ -15,6 +18,15 @@ def pipeline_microbatch_size(micro_batch_size: int, accumulation_steps: int, pp:
 def dp_size(config: TrainConfig, world_size: int) -> int:
     """How many groups of ranks read rows of their own."""
     return world_size // model_parallel_size(config)
+
+
+def accumulating(config: TrainConfig, num_readers: int) -> TrainConfig:
+    """`config` with the --accumulation_steps that --global_batch_size asks of `num_readers` data-parallel ranks."""
+    if config.global_batch_size is None:
+        return config
+    num_micro_batches = math.ceil(config.global_batch_size / (config.micro_batch_size * num_readers))
+    of_pipeline = math.ceil(config.pp / config.micro_batch_size)  # a schedule with fewer rows than stages fails
+    return replace(config, accumulation_steps=max(num_micro_batches, of_pipeline))
 
 
 def model_parallel_size(config: TrainConfig) -> int:

@@ -9,9 +9,10 @@ twice under --use_grad_checkpoint: MFU asks what the step achieved, not how busy
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ def trained_and_added(model: nn.Module) -> tuple[int, int]:
 
     Of its linear layers the entries that have a gradient, and those of LoRA's adapters as peft names them.
     """
+    from torch import nn  # here, so that a plan needs no torch
+
     linear = [(name, module.weight) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     trained = sum(weight.numel() for _, weight in linear if weight.requires_grad)
     added = sum(weight.numel() for name, weight in linear if ".lora_" in name)

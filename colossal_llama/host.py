@@ -212,6 +212,15 @@ def inference_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def backend_and_device(local_rank: int) -> tuple[str, torch.device]:
+    """What ranks talk by, and where the tensors of this host's rank `local_rank` lie, without colossalai."""
+    if not has_accelerator():
+        return "gloo", torch.device("cpu")
+    kind, backend = ("cuda", "nccl") if torch.cuda.is_available() else ("npu", "hccl")
+    _accelerator().set_device(local_rank)
+    return backend, torch.device(kind, local_rank)
+
+
 def device_name() -> str | None:
     """The name of this process's accelerator, as its driver has it; None on a CPU."""
     return _accelerator().get_device_name() if has_accelerator() else None

@@ -7,8 +7,9 @@ again; `<save_dir>/hashed_files.json` holds that.
 from __future__ import annotations
 
 import os
+import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -108,17 +109,25 @@ def write_hashed(save_dir: Path, hashed: Hashed) -> None:
     write_json(save_dir / HASHED, {"files": files})
 
 
-def one_digest_a_file(hashed: Hashed) -> dict[Path, str]:
-    """{absolute path: sha256}. Raises UserError if hosts see different files under one path."""
-    digests: dict[Path, str] = {}
+def hosts_of(hashed: Hashed) -> dict[FileState, str]:
+    """The name of a host that sees a file so, for each of them. All ranks call it."""
+    own = {file_state(Path(path)) for path in {state.path for state in hashed}}
+    seen = _from_all_ranks((socket.gethostname(), own & hashed.keys()))
+    return {state: host for host, states in reversed(seen) for state in states}
+
+
+def one_digest_a_file(hashed: Hashed, hosts: Mapping[FileState, str]) -> dict[Path, str]:
+    """{absolute path: sha256}. Raises UserError, which names `hosts`, if they see different files under one path."""
+    first: dict[Path, FileState] = {}
     for state, digest in hashed.items():
-        first = digests.setdefault(Path(state.path), digest)
-        if first != digest:
+        other = first.setdefault(Path(state.path), state)
+        if hashed[other] != digest:
+            sides = (f"{hashed[one][:DIGITS]}{f' on {hosts[one]}' if one in hosts else ''}" for one in (other, state))
             raise UserError(
-                f"{state.path}: is not the same file on all hosts (sha256 {first[:DIGITS]} and "
-                f"{digest[:DIGITS]}); copy it anew to one of them"
+                f"{state.path}: is not the same file on all hosts (sha256 {' and '.join(sides)}); "
+                f"copy it anew to one of them"
             )
-    return digests
+    return {path: hashed[state] for path, state in first.items()}
 
 
 def _from_all_ranks(value: Value) -> list[Value]:

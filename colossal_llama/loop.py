@@ -27,6 +27,7 @@ from colossal_llama.saving import saving
 from colossal_llama.start import Start, latest_start
 from colossal_llama.step import StepResult
 from colossal_llama.stopping import Reason, StopRequests, stop_requests
+from colossal_llama.watch import AGREEING, EVALUATING, Pulse, watched
 from tokenizer_tools.command import Stopped
 from tokenizer_tools.lineage import seal_model
 
@@ -38,6 +39,7 @@ class Watch:
     logs: Logs
     control: Control
     stop: StopRequests
+    pulse: Pulse
 
 
 def train(config: TrainConfig, cluster: Cluster, started: float) -> None:
@@ -46,11 +48,11 @@ def train(config: TrainConfig, cluster: Cluster, started: float) -> None:
     started: `time.monotonic()` of when the process began, for --time_limit. Raises Stopped, on all ranks, if a signal
     or the time limit ends the run before that.
     """
-    with RunLock(config.save_dir) as lock:
-        _train_locked(config, cluster, started, lock)
+    with watched(cluster, config.limits) as pulse, RunLock(config.save_dir) as lock:
+        _train_locked(config, cluster, started, pulse, lock)
 
 
-def _train_locked(config: TrainConfig, cluster: Cluster, started: float, lock: RunLock) -> None:
+def _train_locked(config: TrainConfig, cluster: Cluster, started: float, pulse: Pulse, lock: RunLock) -> None:
     on_main(lock.take_if_there)
     run, start = build(config, cluster)
     engines = [board(run, start)]
@@ -64,7 +66,7 @@ def _train_locked(config: TrainConfig, cluster: Cluster, started: float, lock: R
     announce(run, engines[0], logs.metrics)
     try:
         with stop_requests(config.time_limit_seconds, started) as stop:
-            watch = Watch(logs, Control(), stop)
+            watch = Watch(logs, Control(), stop, pulse)
             while not train_stage(run, engines[0], watch):
                 release(engines)
                 engines.append(board(run, on_main(lambda: latest_start(config))))
@@ -91,13 +93,14 @@ def train_stage(run: Run, engine: Engine, watch: Watch) -> bool:
     anomalies = Anomalies(config.on_anomaly, watch.logs.anomalies, engine.reader)
     tokens_seen = torch.tensor(progress.num_tokens_seen, device=run.cluster.device)
     reason = Reason.NONE
+    watch.pulse.begin_stage(progress.step)
     metrics.cost = engine.cost
     metrics.start_clock()
     with (
-        saving(run, engine, metrics, watch.stop) as saver,
+        saving(run, engine, metrics, watch.stop, watch.pulse) as saver,
         prefetched(engine.reader.steps_from(progress.num_rows_seen), pin=has_accelerator()) as steps,
     ):
-        for micro_batches in steps:
+        for micro_batches in watch.pulse.reading(steps):
             if progress.step >= stage.end_step:
                 break
             lr, embeds_lr = stage.lr_at(progress.step), stage.embeds_lr_at(progress.step)
@@ -110,6 +113,7 @@ def train_stage(run: Run, engine: Engine, watch: Watch) -> bool:
             run.seen_ids.update(torch.cat([batch.input_ids for batch in micro_batches]))
             anomalies.take(progress.step, first_row, result)
             metrics.record(_record(progress, result, lr, embeds_lr, tokens_seen))
+            watch.pulse.at(AGREEING, progress.step)
             agreed = watch.control.agree(
                 watch.stop.reason_after_step(), engine.writer.is_saved, engine.writer.has_failed
             )
@@ -123,6 +127,7 @@ def train_stage(run: Run, engine: Engine, watch: Watch) -> bool:
             if saves:
                 saver.begin(dataclasses.replace(progress, num_tokens_seen=int(tokens_seen)))
             if evaluates:
+                watch.pulse.at(EVALUATING)
                 evaluate(run, engine, metrics, progress.step)
             if reason:
                 break
@@ -133,16 +138,18 @@ def train_stage(run: Run, engine: Engine, watch: Watch) -> bool:
             f"stopped by {reason.words} after step {progress.step}, saved in {path}; "
             f"the same command goes on from there"
         )
-    if not is_finished:
-        return False
+    if is_finished:
+        _save_model(run, engine, progress.step, anomalies.num_bad)
+    return is_finished
+
+
+def _save_model(run: Run, engine: Engine, num_steps: int, num_bad: int) -> None:
     final = engine.writer.save_final_model(
         engine.final_files(), lambda model_dir: seal_model(model_dir, run.lineage, run.bins.tokenizer_fingerprint)
     )
     main_rank_logger(__name__).info(
-        f"finished: {progress.step} steps{f', {anomalies.num_bad} of them bad' if anomalies.num_bad else ''}, "
-        f"model in {final}"
+        f"finished: {num_steps} steps{f', {num_bad} of them bad' if num_bad else ''}, model in {final}"
     )
-    return True
 
 
 def _record(

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from colossal_llama.cluster import main_rank_logger, on_main, together
+from colossal_llama.cluster import main_rank_logger, on_main, spans_hosts, together
 from colossal_llama.config import TrainConfig
-from colossal_llama.input_hashes import Hashed, hash_together, one_digest_a_file, read_hashed, write_hashed
+from colossal_llama.input_hashes import Hashed, hash_together, hosts_of, one_digest_a_file, read_hashed, write_hashed
 from colossal_llama.progress import START_ANEW
 from colossal_llama.start import Start
 from data_tools.bin_writer import ARROW_NAME
@@ -60,7 +60,8 @@ def find_origin(
     bin_files = [one.path / ARROW_NAME for one in all_bins]
     known = on_main(lambda: read_hashed(config.save_dir))
     hashed = hash_together([*model_files, *bin_files], known)
-    digests = on_main(lambda: one_digest_a_file(hashed))
+    hosts = hosts_of(hashed) if spans_hosts() else {}
+    digests = on_main(lambda: one_digest_a_file(hashed, hosts))
 
     def lineage() -> Record:
         for one, file in zip(all_bins, bin_files, strict=True):

@@ -24,15 +24,16 @@ from colossal_llama.row_health import health_line, row_health, write_seen_ids
 from colossal_llama.start import RUN_CONFIG
 from colossal_llama.stopping import StopRequests
 from colossal_llama.trainer_probe import trainer_probe
+from colossal_llama.watch import NO_PULSE, SAVING, Pulse
 from tokenizer_tools.command import UserError
 from tokenizer_tools.lineage import LINEAGE
 from tokenizer_tools.outputs import write_json
 
 
 @contextmanager
-def saving(run: Run, engine: Engine, metrics: Metrics, stop: StopRequests) -> Iterator[Saver]:
+def saving(run: Run, engine: Engine, metrics: Metrics, stop: StopRequests, pulse: Pulse) -> Iterator[Saver]:
     """The saves of a stage. A UserError, which all ranks raise together, waits until the open checkpoint is whole."""
-    saver = Saver(run, engine, metrics, stop)
+    saver = Saver(run, engine, metrics, stop, pulse)
     try:
         yield saver
     except UserError:
@@ -43,8 +44,8 @@ def saving(run: Run, engine: Engine, metrics: Metrics, stop: StopRequests) -> It
 class Saver:
     """Saves one stage of a run. All ranks call each method of it, after the same step."""
 
-    def __init__(self, run: Run, engine: Engine, metrics: Metrics, stop: StopRequests) -> None:
-        self._run, self._engine, self._metrics, self._stop = run, engine, metrics, stop
+    def __init__(self, run: Run, engine: Engine, metrics: Metrics, stop: StopRequests, pulse: Pulse = NO_PULSE) -> None:
+        self._run, self._engine, self._metrics, self._stop, self._pulse = run, engine, metrics, stop, pulse
         self._seen: Any = None
         self._open: Progress | None = None
         self._began = 0.0
@@ -54,6 +55,7 @@ class Saver:
     def begin(self, progress: Progress) -> None:
         """Take a complete checkpoint of this position; it is written while the training goes on."""
         start = time.perf_counter()
+        self._pulse.at(SAVING)
         if self._open is not None:
             main_rank_logger(__name__).info("the checkpoint before this one is still being written: waiting for it")
             self.finish()
@@ -90,6 +92,7 @@ class Saver:
         """After each step: finish the open checkpoint if every rank has written its part, or if one never will."""
         if self._open is not None and (agreement.all_saved or agreement.any_failed):
             start = time.perf_counter()
+            self._pulse.at(SAVING)
             self.finish()
             self._metrics.leave_out_time_since(start)
         if self._health is not None and self._health.done():
@@ -111,6 +114,7 @@ class Saver:
 
     def close(self) -> Path | None:
         """Wait for all that is still being done. The path of a checkpoint that was open until now."""
+        self._pulse.at(SAVING)
         path = self.finish()
         self._record_health()
         self._engine.writer.close()

@@ -35,7 +35,7 @@ LAYERS = {
         *("config", "checks", "schedule", "stages", "progress", "run_plan", "architectures", "flops"),  # plain values
         *("changes", "stopping", "gpus", "division"),
         *("hosts", "planning"),  # folders
-        *("cluster", "host", "host_kernels", "mends", "upstream", "journal", "trackers"),  # the machine, the upstream
+        *("cluster", "watch", "host", "host_kernels", "mends", "upstream", "journal", "trackers"),  # machine, upstream
         *("batch", "document_mask", "loss", "head", "guard", "text_bytes", "lora"),  # tensors
         *("optimizer_state", "saved_parts"),
         *("loss_scale", "randomness", "row_chain", "background", "control", "run_lock", "probe", "input_hashes"),
@@ -56,10 +56,11 @@ LAYERS = {
         *("row_health", "plan_table", "eval_rows"),
     ),
     "joins": (
-        *("start", "build", "engine", "forecast", "anomalies", "held_out", "loop"),
+        *("start", "shared_dir", "build", "engine", "forecast", "anomalies", "held_out", "loop"),
         *("checkpoint_writer", "saving", "made_from", "lineage"),
-        *("evaluate", "scoring", "gate", "generate", "launch"),
-        *("export", "trainer_probe", "reread", "second_reader", "model_card"),
+        *("evaluate", "scoring", "gate", "generate", "plan", "launch"),
+        *("export", "trainer_probe", "reread", "second_reader", "model_card", "preflight"),
+        *("rehearse", "rehearsal"),
     ),
 }
 LAYER_READS = {"facts": ("facts",), "parts": ("facts",), "joins": ("facts", "parts", "joins")}
@@ -71,8 +72,10 @@ LAUNCHER_FLAGS = {
     *("--hostfile", "--host", "--master_addr", "--master_port", "--nnodes", "--nproc_per_node", "--node_rank"),  # both
     *("--standalone", "--rdzv_backend", "--rdzv_endpoint", "--rdzv_id", "--max_restarts"),  # torchrun
     *("--nodes", "--ntasks", "--ntasks-per-node", "--gres", "--gpus-per-node", "--cpus-per-task"),  # srun
-    *("--time", "--signal", "--requeue"),  # sbatch
-    "--no-build-isolation",  # pip
+    *("--time", "--signal", "--requeue", "--kill-on-bad-exit", "--full"),  # sbatch, srun, scancel
+    *("--network", "--ipc", "--shm-size", "--ulimit", "--gpus", "--device", "--init"),  # docker
+    *("--nv", "--bind", "--container-image", "--container-mounts", "--container-workdir"),  # apptainer, pyxis
+    *("--no-build-isolation", "--no-deps", "--delete"),  # pip, rsync
     "--help",
 }
 

@@ -51,13 +51,16 @@ class _Parser(simple_parsing.ArgumentParser):
         raise UserError(f"{message}; `{self.prog} --help` lists every flag")
 
 
-def parse_config(config_class: type[Config], argv: Sequence[str], prog: str | None = None) -> Config:
-    """Flags -> `config_class`. A single argument that names a .yaml or .json file holds the same names as the flags.
+def parse_config(
+    config_class: type[Config], argv: Sequence[str], prog: str | None = None, flags_follow_file: bool = False
+) -> Config:
+    """Flags -> `config_class`. A single argument that names a .yaml or .json file holds the same names as the flags;
+    with `flags_follow_file` others may stand behind it, and win.
 
     Raises UserError for an unknown flag, a missing one or a value of the wrong type.
     """
-    if len(argv) == 1 and argv[0].endswith(CONFIG_FILE_SUFFIXES):
-        argv = _flags_of_file(Path(argv[0]))
+    if argv and argv[0].endswith(CONFIG_FILE_SUFFIXES) and (flags_follow_file or len(argv) == 1):
+        argv = [*_flags_of_file(Path(argv[0])), *argv[1:]]
     parser = _Parser(
         prog=prog or Path(sys.argv[0]).name,
         description=config_class.__doc__,
@@ -102,8 +105,13 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
     return values
 
 
-def command(config_class: type[Config]) -> Callable[[Callable[[Config], None]], Command]:
-    """Make a command-line program of a function of one config: parse, run, turn errors into an exit code."""
+def command(
+    config_class: type[Config], flags_follow_file: bool = False
+) -> Callable[[Callable[[Config], None]], Command]:
+    """Make a command-line program of a function of one config: parse, run, turn errors into an exit code.
+
+    `flags_follow_file`: as in `parse_config`.
+    """
 
     def decorate(function: Callable[[Config], None]) -> Command:
         @functools.wraps(function)
@@ -113,7 +121,8 @@ def command(config_class: type[Config]) -> Callable[[Callable[[Config], None]], 
                 logging.getLogger(package).setLevel(logging.INFO)
             signal.signal(signal.SIGTERM, _interrupt)  # Slurm's and torchrun's way to press Ctrl-C
             try:
-                function(parse_config(config_class, sys.argv[1:] if argv is None else argv))
+                words = sys.argv[1:] if argv is None else argv
+                function(parse_config(config_class, words, flags_follow_file=flags_follow_file))
                 _flush_output()
             except UserError as error:
                 return _fail(str(error), 2)

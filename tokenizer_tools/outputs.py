@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from tokenizer_tools.command import UserError
 REPLACED_SUFFIX = ".old"
 FULL_DISK_BYTES = 2**20
 FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+DISK_FAULTS = (*FULL_DISK_ERRORS, errno.EIO, errno.EROFS, errno.ESTALE)
+OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as Rust says it: safetensors
 FULL_DISK_WORDS = ("No space left", "quota exceeded")
 
 
@@ -57,8 +60,22 @@ def full_disk_named(directory: Path) -> Iterator[None]:
             or shutil.disk_usage(directory).free < FULL_DISK_BYTES
         ):
             disk = directory.parent.absolute()
-            raise UserError(f"{disk}: no space left on this disk; free some or choose another one") from error
+            full = OSError(number or errno.ENOSPC, os.strerror(number or errno.ENOSPC), str(disk))
+            full.__cause__ = error
+            raise UserError(f"{disk}: no space left on this disk; free some or choose another one") from full
         raise
+
+
+def disk_fault_of(error: BaseException | None) -> OSError | None:
+    """What a disk has said behind an error, if it was the disk of this machine that failed; another may be well."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK_FAULTS:
+            return error
+        words = OS_ERROR.search(str(error)) if not isinstance(error, UserError) else None
+        if words is not None and int(words[1]) in DISK_FAULTS:
+            return OSError(int(words[1]), os.strerror(int(words[1])))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def refuse_existing(target: Path, overwrite: bool) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TypedDict
 
@@ -19,13 +22,13 @@ from colossal_llama.hosts.inputs import Seen, see
 from colossal_llama.hosts.software import CODE_DIR, code_hashes, package_versions
 
 SMI_SECONDS = 30
+LONGEST_COMMAND = 80
 SMI_FIELDS = ("name", "memory.total", "memory.free", "driver_version")
 MEBIBYTE = 2**20
 INFINIBAND = Path("/sys/class/infiniband")
 SHARED_MEMORY = Path("/dev/shm")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 NETWORK_NAMESPACE = Path("/proc/self/ns/net")
-CANNOT_BE_ASKED = "nvidia-smi"
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Question:
     """The name of the first host, to which all others connect."""
     save_dir: str
     inputs: dict[str, str]
-    """{flag: directory} of what the run reads."""
+    """{the flag and its value: the directory} of what the run reads."""
     reads_all: bool
     """Whether large files are read whole, and not in three places."""
     temporary_dir: str | None
@@ -106,7 +109,7 @@ def facts_of(question: Question) -> Facts:
     gpus, gpu_fault = _gpus()
     return Facts(
         hostname=socket.gethostname(),
-        machine=f"{_read(BOOT_ID)} {os.readlink(NETWORK_NAMESPACE)}",
+        machine=f"{_read(BOOT_ID)} {NETWORK_NAMESPACE.readlink()}",
         python=sys.version.split()[0],
         python_path=sys.executable,
         code_dir=str(CODE_DIR),
@@ -119,7 +122,7 @@ def facts_of(question: Question) -> Facts:
         adapters=adapters_in(INFINIBAND),
         shm_bytes=shutil.disk_usage(SHARED_MEMORY).total if SHARED_MEMORY.is_dir() else 0,
         save_dir=disk_of(Path(question.save_dir)),
-        temporary_dir=disk_of(Path(question.temporary_dir or "/tmp")),  # noqa: S108  as tempfile does
+        temporary_dir=disk_of(Path(question.temporary_dir or tempfile.gettempdir())),
         max_open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         max_locked_bytes=resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
         interfaces=_interfaces(),
@@ -180,8 +183,21 @@ def earlier_processes(save_dir: Path) -> dict[str, str]:
     return found
 
 
+def listener_words(port: int) -> str:
+    """` by process 4711 (python -m http.server)`, as far as this user may know; "" if not."""
+    try:
+        connections = psutil.net_connections("tcp")
+    except psutil.AccessDenied:
+        return ""
+    for one in connections:
+        if one.status == psutil.CONN_LISTEN and one.laddr.port == port and one.pid is not None:
+            with contextlib.suppress(psutil.Error):
+                return f" by process {one.pid} ({' '.join(psutil.Process(one.pid).cmdline())[:LONGEST_COMMAND]})"
+    return ""
+
+
 def _value_of(flag: str, words: Sequence[str]) -> str | None:
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in pairwise([*words, ""]):
         if word == flag:
             return following
         if word.startswith(f"{flag}="):

@@ -1,4 +1,4 @@
-"""What a host sees of a directory that a run reads: its files with their digests, to be compared with other hosts' copies."""
+"""What a host sees of a directory that a run reads: its files and their digests, to be compared with other hosts'."""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
+import sys
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
 CODE_DIR = Path(__file__).resolve().parents[2]
@@ -13,6 +14,7 @@ CODE = ("train.py", "colossal_llama/**/*.py", "data_tools/**/*.py", "tokenizer_t
 PROJECT = "colossal-llama-pretrain"
 WITH_IT = ("colossalai", "torch", "transformers", "peft", "safetensors", "numpy", "pyarrow", "flash-attn")
 """Looked at in any case; what they need in turn belongs to it."""
+PACKAGE_DIRS = ("site-packages", "dist-packages")
 DIGITS = 16
 CUDA_BUILD = re.compile(r"^__version__ = '([^']+)'", re.MULTILINE)
 NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -30,27 +32,36 @@ def code_hashes() -> dict[str, str]:
 
 def package_versions() -> dict[str, str]:
     """{name: version} of every package of this environment; torch's with the CUDA that it was built for."""
-    found = {_plain(one.metadata["Name"]): one.version for one in distributions() if one.metadata["Name"]}
-    if "torch" in found:
-        found["torch"] = _torch_build(distribution("torch")) or found["torch"]
-    return found
+    installed = _installed()
+    versions = {name: one.version for name, one in installed.items()}
+    if "torch" in installed:
+        versions["torch"] = _torch_build(installed["torch"]) or versions["torch"]
+    return versions
 
 
 def needed_packages() -> set[str]:
     """The names of what training needs: the project's requirements, and theirs, as far as they are installed."""
+    installed = _installed()
     needed: set[str] = set()
     waiting = [PROJECT, *WITH_IT]
     while waiting:
         name = _plain(waiting.pop())
-        if name in needed:
+        if name in needed or name not in installed:  # not installed: of another system, or an extra
             continue
-        try:
-            requirements = distribution(name).requires or []
-        except PackageNotFoundError:
-            continue  # of another system, or an extra that nobody has asked for
         needed.add(name)
+        requirements = installed[name].requires or []
         waiting += [match[0] for one in requirements if "extra ==" not in one and (match := NAME.match(one))]
     return needed - {PROJECT}
+
+
+def _installed() -> dict[str, Distribution]:
+    """By their names, as they are found by an import: the first directory of packages that has one counts."""
+    folders = [folder for folder in sys.path if Path(folder).name in PACKAGE_DIRS]
+    found: dict[str, Distribution] = {}
+    for one in distributions(path=folders):
+        if one.metadata["Name"]:
+            found.setdefault(_plain(one.metadata["Name"]), one)
+    return found
 
 
 def _torch_build(torch: Distribution) -> str | None:

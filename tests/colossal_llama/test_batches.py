@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from colossal_llama.batch import Batch, joined
 from colossal_llama.batches import BatchReader, RowOrder, Shape, positions
-from colossal_llama.build import accumulating
 from colossal_llama.config import TrainConfig
+from colossal_llama.division import accumulating
 from data_tools.bins import open_bins
 
 ROWS_PER_BIN = [5, 0, 9, 3]

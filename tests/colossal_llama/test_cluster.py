@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,36 @@ def test_all_ranks_raise_together(ranks: Ranks) -> None:
     assert {rank["main fails"] for rank in heard} == {"UserError: no checkpoint"}
     assert [rank["main breaks"].partition(":")[0] for rank in heard] == ["ZeroDivisionError", *["RuntimeError"] * 2]
     assert {rank["sum"] for rank in heard} == {"6.0"}
+
+
+def what_two_hosts_hear(directory: Path) -> tuple[str, str, str, str]:
+    """A user's fault on one host and on both; a broken disk behind one; what is noted down of it."""
+    note = directory / f"{os.environ['RANK']}.json"
+    os.environ.update(LOCAL_WORLD_SIZE="1", TORCHELASTIC_ERROR_FILE=str(note))
+
+    def fail(ranks: Sequence[int], error: Exception, cause: Exception | None = None) -> str:
+        def action() -> None:
+            if dist.get_rank() in ranks:
+                raise error from cause
+
+        return raised(lambda: together(action)).replace(socket.gethostname(), "THIS")
+
+    with launch(0):
+        one, both = fail([1], UserError("no such bin")), fail([0, 1], UserError("no such bin"))
+        assert not note.exists()
+        full = UserError("/data: no space left on this disk")
+        disk = fail([1], full, OSError(errno.ENOSPC, "No space left on device", "/data/x"))
+    return one, both, disk, note.read_text() if note.exists() else ""
+
+
+def test_on_several_hosts_the_one_at_fault_is_named_and_its_broken_disk_noted_down(
+    ranks: Ranks, tmp_path: Path
+) -> None:
+    for rank, (one, both, disk, note) in enumerate(ranks(what_two_hosts_hear, 2, tmp_path)):
+        assert one == "UserError: THIS (rank 1): no such bin"
+        assert both == "UserError: no such bin"
+        assert disk == "UserError: THIS (rank 1): /data: no space left on this disk"
+        assert note == "" if rank == 0 else "OSError: [Errno 28] No space left on device: '/data/x'" in note
 
 
 def launched_by_srun(port: int, master_addr: str | None) -> tuple[str, str]:

@@ -77,6 +77,9 @@ WRONG_FLAGS = [
         ["training embeds with --pp 3", "use --pp 2"],
     ),
     (["--time_limit", "45"], ["--time_limit 45: must be a time with its unit", "45m", "04:00:00"]),
+    (["--lost_after", "2s"], ["--lost_after 2s: must be at least 3s"]),
+    (["--lost_after", "30"], ["--lost_after 30: must be a time with its unit", "90s"]),
+    (["--stall_limit", "never"], ["--stall_limit never: must be a time with its unit"]),
     (["--lr", "0"], ["--lr 0.0", "positive number, such as 3e-4"]),
     (["--lr", "nan"], ["--lr nan", "positive number"]),
     (["--pretrained", "nowhere"], ["--pretrained nowhere", "no such directory", "init_model"]),
@@ -145,6 +148,8 @@ EVERY_FLAG = {
     "log_interval": 3,
     "overwrite": True,
     "time_limit": "1-12:00:00",
+    "lost_after": "1m",
+    "stall_limit": "2h",
     "restart_data": True,
 }
 

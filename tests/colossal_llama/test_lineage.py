@@ -84,7 +84,7 @@ def hash_on_each_rank(paths: list[Path], disk_of_its_own: bool) -> tuple[list[st
         input_hashes.file_state = on_own_disk
     with launch(0):
         hashed = input_hashes.hash_together(paths, {look(paths[0]): "known"})
-    digests = one_digest_a_file(hashed)
+    digests = one_digest_a_file(hashed, {})
     return [digests[path] for path in paths], read
 
 
@@ -104,9 +104,10 @@ def test_ranks_share_the_files_out_host_by_host(ranks: Ranks, tmp_path: Path, di
 
 
 def test_two_files_under_one_path_are_named() -> None:
-    states = {FileState("/data/x", 1, 1, 1, inode): digest * 32 for inode, digest in ((1, "ab"), (2, "cd"))}
-    with pytest.raises(UserError, match=r"/data/x: is not the same file on all hosts \(sha256 abab.* and cdcd.*\)"):
-        one_digest_a_file(states)
+    one, other = (FileState("/data/x", 1, 1, 1, inode) for inode in (1, 2))
+    words = r"/data/x: is not the same file on all hosts \(sha256 abab\w* on h0 and cdcd\w* on h7\)"
+    with pytest.raises(UserError, match=words):
+        one_digest_a_file({one: "ab" * 32, other: "cd" * 32}, {one: "h0", other: "h7"})
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,28 @@ def demo_in(directory: Path, model: Path, bins: Path) -> None:
     shutil.copytree(bins, directory / "runs" / "demo" / "bins")
 
 
+def test_the_example_script_is_the_way_in(lab: Lab, tiny_model_dir: Path, tiny_bins_dir: Path, tmp_path: Path) -> None:
+    """A copy of it with two hosts in place of this machine: looked at, trained in two phases, and finished."""
+    demo_in(tmp_path, tiny_model_dir, tiny_bins_dir)
+    (tmp_path / "train.py").symlink_to(ROOT / "train.py")
+    text = (ROOT / "train.example.sh").read_text()
+    for shipped, own in (
+        ("HOSTFILE=$HERE/hostfile.example ", f"HOSTFILE={lab.directory / 'hostfile'} "),
+        ("NPROC_PER_NODE=2 ", "NPROC_PER_NODE=1 "),
+    ):
+        assert text.count(shipped) == 1
+        text = text.replace(shipped, own)
+    (tmp_path / "train.my_run.sh").write_text(text)
+
+    done = lab.run(LOGIN, "bash", "train.my_run.sh", cwd=tmp_path)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ready: 2 hosts" in done.stdout
+    assert done.stderr.count("zero2, 2 process(es)") == 2
+    assert done.stdout.splitlines()[-1] == "the finished model: runs/example/full/modeling"
+    assert (tmp_path / "runs" / "example" / "full" / "modeling" / "config.json").is_file()
+
+
 def test_the_sbatch_example_runs_as_shipped(
     lab: Lab, tiny_model_dir: Path, tiny_bins_dir: Path, tmp_path: Path
 ) -> None:

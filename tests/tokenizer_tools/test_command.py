@@ -121,6 +121,12 @@ def test_false_an_empty_list_and_a_negative_number_survive_a_file(tmp_path: Path
     assert parse_config(Flags, [str(tmp_path / "run.json")]) == Flags("a", num_rows=-3)
 
 
+def test_flags_behind_a_file_win_where_a_command_lets_them(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"name": "a", "num_rows": 2, "data": ["x"]}))
+    words = [str(tmp_path / "run.json"), "--num_rows", "3", "--use_it"]
+    assert parse_config(Flags, words, flags_follow_file=True) == Flags("a", 3, data=[Path("x")], use_it=True)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

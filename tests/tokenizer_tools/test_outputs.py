@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
@@ -13,7 +14,9 @@ import pytest
 
 from tokenizer_tools.command import UserError
 from tokenizer_tools.outputs import (
+    disk_fault_of,
     finish_tree,
+    full_disk_named,
     read_json,
     refuse_existing,
     whole_directory,
@@ -248,3 +251,31 @@ def test_a_json_file_at_fault_is_named_with_what_it_should_be(
         (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_json(tmp_path / "a.json", "a manifest of bins")
+
+
+def test_what_a_disk_has_said_is_found_behind_any_error(tmp_path: Path) -> None:
+    """Rust's libraries give the number in their words alone, and a full disk is often seen by its free space only."""
+
+    def fault_behind(error: Exception, cause: Exception | None = None) -> int | None:
+        try:
+            raise error from cause
+        except type(error) as caught:
+            found = disk_fault_of(caught)
+            return None if found is None else found.errno
+
+    def said_of(error: Exception) -> int | None:
+        try:
+            with full_disk_named(tmp_path):
+                raise error
+        except UserError as caught:
+            return fault_behind(RuntimeError("later"), caught)
+
+    full = "Error while serializing: I/O error: No space left on device (os error 28)"
+    assert fault_behind(UserError("/data: broken"), OSError(errno.ESTALE, "Stale file handle")) == errno.ESTALE
+    assert fault_behind(UserError("/data: broken"), ValueError(full)) == errno.ENOSPC
+    assert fault_behind(ValueError(full)) == errno.ENOSPC
+    assert said_of(ValueError(full)) == errno.ENOSPC
+    assert said_of(OSError(errno.EDQUOT, "Disk quota exceeded")) == errno.EDQUOT
+    assert said_of(RuntimeError("No space left")) == errno.ENOSPC
+    assert fault_behind(UserError("no such file"), FileNotFoundError(errno.ENOENT, "No such file")) is None
+    assert fault_behind(UserError("a name with (os error 28) in it")) is None
