@@ -46,8 +46,8 @@ WARMUP=(--save_dir "$SAVE_DIR/warmup" --pretrained "$PRETRAINED"
 FULL=(--save_dir "$SAVE_DIR/full" --pretrained "$PRETRAINED" --load_checkpoint "$SAVE_DIR/warmup/modeling"
     --lr 3e-4 --num_epochs 1)
 
-# launch FLAGS...: one run on all hosts. Ends with another code than 0 unless it is finished: 75 if it was asked to stop.
-launch() {
+# train FLAGS...: one run on all hosts. Ends with another code than 0 unless it is finished: 75 if it was asked to stop.
+train() {
     colossalai run --hostfile "$HOSTFILE" --nproc_per_node "$NPROC_PER_NODE" --master_port "$MASTER_PORT" \
         --max_restarts "$MAX_RESTARTS" "$HERE/train.py" "${COMMON[@]}" "$@"
 }
@@ -66,14 +66,14 @@ plan)
     done
     ;;
 rehearse)
-    launch "${WARMUP[@]}" --rehearse
-    launch "${FULL[@]}" --rehearse
+    train "${WARMUP[@]}" --rehearse
+    train "${FULL[@]}" --rehearse
     ;;
 preflight) check_hosts ;;
 run)
     check_hosts
-    launch "${WARMUP[@]}"
-    launch "${FULL[@]}"
+    train "${WARMUP[@]}"
+    train "${FULL[@]}"
     echo "the finished model: $SAVE_DIR/full/modeling"
     ;;
 *)
