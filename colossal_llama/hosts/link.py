@@ -92,10 +92,10 @@ class Link:
 
     def _reason(self, code: int) -> str:
         """Why the way has closed, in one line with its cure where one is known."""
+        for line in reversed(self._last):
+            cure = next((cure for words, cure in CURES.items() if re.search(words, line)), None)
+            if cure is not None:
+                return f"{line}; {cure}"
         said = " / ".join(line for line in self._last if line)
-        cure = next((cure for words, cure in CURES.items() if re.search(words, said)), None)
-        if not said:
-            said = (
-                "the connection was lost" if code in (SSH_FAILED, -signal.SIGKILL) else f"its agent ended with {code}"
-            )
-        return said if cure is None else f"{said}; {cure}"
+        is_cut = code in (SSH_FAILED, -signal.SIGKILL)
+        return said or ("the connection was lost" if is_cut else f"its agent ended with {code}")

@@ -55,11 +55,11 @@ def ended_by_the_watch(ranks: Ranks, act: Act, directory: Path, limits: Limits) 
 
 
 def hang_in_a_reader(rank: int, pulse: watch.Pulse) -> None:
-    """The first step is free; in the second one rank 1 never gets its rows."""
+    """The first step may take its time; in the second one rank 1 never gets its rows."""
     for step in range(2):
         pulse.at(READING)
-        if step == rank == 1:
-            time.sleep(60)
+        if rank == 1:
+            time.sleep(60 if step else 3)
         pulse.at(COMPUTING)
         dist.all_reduce(torch.ones(1))
         pulse.at(AGREEING, step + 1)
@@ -67,7 +67,7 @@ def hang_in_a_reader(rank: int, pulse: watch.Pulse) -> None:
 
 def test_a_rank_that_hangs_is_named_with_what_it_was_doing(ranks: Ranks, tmp_path: Path) -> None:
     seconds = ended_by_the_watch(ranks, hang_in_a_reader, tmp_path, Limits(lost_seconds=3, stall_seconds=2))
-    assert seconds < 10
+    assert seconds < 13
     for rank, said in enumerate(said_by(tmp_path)):
         (line,) = [line for line in said.splitlines() if line.startswith(f"rank {rank}: no step has ended for 2 s: ")]
         assert line.endswith(f" is reading rows after step 1, the others are further on; {GOES_ON}")
