@@ -20,7 +20,7 @@ from colossal_llama.hosts.host_findings import Own, Wanted, host_findings
 from colossal_llama.hosts.hostfile import Host, parse_hosts, read_hostfile
 from colossal_llama.hosts.preflight_table import as_json, print_preflight
 from colossal_llama.hosts.shared_findings import MEGABIT_BYTES, shared_findings
-from colossal_llama.hosts.software import CODE_DIR, code_hashes, needed_packages, package_versions
+from colossal_llama.hosts.software import CODE_DIR, code_hashes, launcher_finding, needed_packages, package_versions
 from colossal_llama.hosts.survey import Request, Survey, survey
 from tokenizer_tools.command import UserError, command
 
@@ -74,6 +74,9 @@ def main(config: PreflightConfig) -> None:
     )
     found = survey(hosts, request)
     findings = judge(found, request, own, config.min_mbit_per_second * MEGABIT_BYTES)
+    launcher = launcher_finding()
+    if launcher is not None:
+        findings.insert(0, launcher)
     if config.json:
         print(json.dumps(as_json(found, findings), indent=1))
     else:

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable
 
 from colossal_llama.hosts.hostfile import Host
 from colossal_llama.hosts.messages import LOST_SECONDS, Message, Order, decode, encode
 from colossal_llama.hosts.ssh import SSH_FAILED, python_on
+from colossal_llama.hosts.way_in import why_not
 
 AGENT = "colossal_llama.hosts.agent"
 LONGEST_LINE_BYTES = 2**26
 LAST_LINES = 8
-CURES = {
-    r"Could not resolve hostname|Name or service not known": "correct its name in the hostfile, or in /etc/hosts",
-    r"Permission denied": "let ssh in without a password: ssh-copy-id, or IdentityFile in ~/.ssh/config",
-    r"Host key verification failed|IDENTIFICATION HAS CHANGED": "if it was set up anew: ssh-keygen -R NAME, once",
-    r"refused|timed out|No route to host|unreachable": "start it and its sshd, or take it out of the hostfile",
-    r"No such file or directory|not found": "it needs this environment and this checkout at the same paths",
-    r"No module named": "install this checkout there too, or share its directory",
-}
 
 
 class Link:
@@ -34,6 +27,7 @@ class Link:
         self.is_open = True
         self._hear = hear
         self._heard = 0.0
+        self._was_heard = False
         self._process: asyncio.subprocess.Process | None = None
         self._last: deque[str] = deque(maxlen=LAST_LINES)
 
@@ -60,6 +54,7 @@ class Link:
         async for line in process.stdout:
             self._heard = asyncio.get_running_loop().time()
             message = decode(line)
+            self._was_heard = self._was_heard or message is not None
             if message is None:
                 self._last.append(line.decode(errors="replace").strip())
             elif "beat" not in message:
@@ -91,11 +86,10 @@ class Link:
             self._last.append(line.decode(errors="replace").strip())
 
     def _reason(self, code: int) -> str:
-        """Why the way has closed, in one line with its cure where one is known."""
-        for line in reversed(self._last):
-            cure = next((cure for words, cure in CURES.items() if re.search(words, line)), None)
-            if cure is not None:
-                return f"{line}; {cure}"
-        said = " / ".join(line for line in self._last if line)
+        """Why the way has closed, in one line; with its cure if it never was open."""
+        said = "\n".join(self._last)
+        if not self._was_heard:
+            finding = why_not(self.host, code, said, sys.executable)
+            return f"{finding.what}; {finding.cure}"
         is_cut = code in (SSH_FAILED, -signal.SIGKILL)
-        return said or ("the connection was lost" if is_cut else f"its agent ended with {code}")
+        return " / ".join(said.split("\n")) or ("the connection was lost" if is_cut else f"its agent ended with {code}")

@@ -8,9 +8,12 @@ import sys
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
+from colossal_llama.hosts.finding import Finding, fault
+
 CODE_DIR = Path(__file__).resolve().parents[2]
 """The checkout, or the directory that the packages are installed in."""
 CODE = ("train.py", "colossal_llama/**/*.py", "data_tools/**/*.py", "tokenizer_tools/**/*.py")
+LAUNCHER = "colossalai"
 PROJECT = "colossal-llama-pretrain"
 WITH_IT = ("colossalai", "torch", "transformers", "peft", "safetensors", "numpy", "pyarrow", "flash-attn")
 """Looked at in any case; what they need in turn belongs to it."""
@@ -52,6 +55,18 @@ def needed_packages() -> set[str]:
         requirements = installed[name].requires or []
         waiting += [match[0] for one in requirements if "extra ==" not in one and (match := NAME.match(one))]
     return needed - {PROJECT}
+
+
+def launcher_finding() -> Finding | None:
+    """What is wrong if `colossalai run` is not this project's: whichever package was installed last has the command."""
+    script = Path(sys.executable).with_name(LAUNCHER)
+    if not script.is_file() or "colossal_llama" in script.read_text(errors="replace"):
+        return None
+    return fault(
+        "here",
+        f"{script} is Colossal-AI's own command, which loses arguments, failures and hosts",
+        f"`pip install --no-deps -e {CODE_DIR}` puts this project's in its place",
+    )
 
 
 def _installed() -> dict[str, Distribution]:

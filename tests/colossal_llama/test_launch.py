@@ -249,8 +249,8 @@ def test_a_port_that_is_taken_and_a_host_that_is_away_are_told_before_anything_s
     words[words.index("--hostfile") + 1] = str(tmp_path / "hosts")
     done = lab.run(LOGIN, *words)
     assert done.returncode == 2 and not said(done.stdout)
-    assert "h7: ssh: Could not resolve hostname h7" in done.stderr
-    assert "correct its name in the hostfile" in done.stderr
+    assert "h7: nobody here knows a machine of this name" in done.stderr
+    assert "correct it in the hostfile" in done.stderr
     assert "Nothing was started on any host" in done.stderr
 
 
