@@ -138,12 +138,12 @@ class Helper:
                 return Answer(f"{not_heard_of(who, now - heard_at)}; {GOES_ON}")
             if answer is not None and answer.is_closing:
                 self._wait(None)
-            elif answer is not None and answer.verdict is not None:
+                return None  # nobody is left to say goodbye to
+            if answer is not None and answer.verdict is not None:
                 self._wait(answer.leave_in_seconds)
                 return answer if self._ear.end is None else None
-            else:
-                self._is_news.wait(self._limits.beat_seconds / (2 if self._ear.is_broken else 1))
-                self._is_news.clear()
+            self._is_news.wait(self._limits.beat_seconds / (2 if self._ear.is_broken else 1))
+            self._is_news.clear()
         self._say_goodbye()
         return None
 

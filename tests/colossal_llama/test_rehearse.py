@@ -292,3 +292,14 @@ def test_a_save_dir_that_is_no_run_is_refused(
     assert code == 2
     assert "rehearsal failed at model: --save_dir" in last
     assert "is not empty and holds no run" in last
+
+
+def test_a_vocabulary_that_the_real_layout_cannot_divide_is_refused(
+    forked: Start, outcome: Callable[..., Outcome], grown_model_dir: Path, tiny_bins_dir: Path
+) -> None:
+    config = json.loads((grown_model_dir / "config.json").read_text())
+    heads = {"num_attention_heads": 24, "num_key_value_heads": 24, "intermediate_size": 120, "hidden_size": 96}
+    (grown_model_dir / "config.json").write_text(json.dumps(config | heads | {"head_dim": 4}))
+    code, _, last = outcome(forked, pretrained=grown_model_dir, dataset=tiny_bins_dir, plugin="3d", zero=0, tp=3)
+    assert code == 2
+    assert "rehearsal failed at model: vocabulary of 512 pieces with --tp 3: each rank needs an equal slice" in last
