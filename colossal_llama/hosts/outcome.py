@@ -89,7 +89,7 @@ def _said(end: RankEnd) -> str:
     if end.was_killed:  # while it was leaving, with what it had noted down
         how = ""
     elif end.code == -signal.SIGKILL:
-        what = f"somebody killed it, or the system for want of memory: `dmesg` on {end.host} says"
+        what = f"by its watch, which has said so then, by somebody, or for want of memory: `dmesg` on {end.host} says"
     return f"rank {end.rank} on {end.host} failed first{how}{': ' + what if what else ''}"
 
 

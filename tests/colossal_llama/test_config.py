@@ -32,6 +32,7 @@ WRONG_FLAGS = [
             ("pp", 0, 1),
             ("sp", 0, 1),
             ("max_steps", 0, 1),
+            ("global_batch_size", 0, 1),
             ("warmup_steps", -1, 0),
             ("max_eval_samples", 0, 1),
         ]
@@ -112,6 +113,7 @@ EVERY_FLAG = {
     "max_steps": 99,
     "micro_batch_size": 2,
     "accumulation_steps": 4,
+    "global_batch_size": 12,
     "max_length": 128,
     "seed": 5,
     "train": "new_rows",
@@ -151,6 +153,7 @@ EVERY_FLAG = {
     "lost_after": "1m",
     "stall_limit": "2h",
     "restart_data": True,
+    "rehearse": True,
 }
 
 
@@ -254,14 +257,16 @@ def test_resolved_config_is_an_argument_again(more: dict[str, object], tmp_path:
     config = TrainConfig(**values)  # type: ignore[arg-type]  # one dict for fields of many types
     path = tmp_path / "run.json"
     path.write_text(json.dumps(config.as_json()))
-    assert parse_config(TrainConfig, [str(path)]) == dataclasses.replace(config, overwrite=False, restart_data=False)
+    assert parse_config(TrainConfig, [str(path)]) == dataclasses.replace(
+        config, overwrite=False, restart_data=False, rehearse=False
+    )
 
 
 def test_every_flag_above_is_every_flag(needed: list[str]) -> None:
     default = parse_config(TrainConfig, needed)
     paths = {"pretrained", "dataset", "load_checkpoint", "save_dir", "tensorboard_dir", "config_file", "eval_dataset"}
     assert {*EVERY_FLAG, *paths} == set(dataclasses.asdict(default))
-    assert not {"overwrite", "restart_data"} & set(default.as_json()), "a file used again must just go on"
+    assert not {"overwrite", "restart_data", "rehearse"} & set(default.as_json()), "a file used again must just go on"
     assert [name for name, value in EVERY_FLAG.items() if getattr(default, name) == value] == []
 
 

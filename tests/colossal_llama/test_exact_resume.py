@@ -168,8 +168,8 @@ through two epochs of 130 rows. Then its folder is set back to the checkpoint af
 and the same command started in new processes. The same bits: every figure of metrics.jsonl but times (loss, gradient
 norm, row chain, ...), the last checkpoint's weights and optimizer files, and the finished model.
 
-Not so, in the last bits of fp32, was what torch's DDP averages over more than two ranks (ddp and 3d with `--zero 0` on four,
-seen in rehearsals): it shares out its buckets anew after its first step, so gloo adds in another order.
+Not so, in the last bits of fp32, was what torch's DDP averages over more than two ranks (ddp and 3d with `--zero 0` on
+four, seen in rehearsals): it shares out its buckets anew after its first step, so gloo adds in another order.
 
 | configuration | precision | the end of each resumed run |
 |---|---|---|

@@ -43,8 +43,8 @@ LOST = HostLost("h1", "the connection was lost")
             None,
             Outcome(
                 1,
-                "rank 3 on h1 failed first (ended by SIGKILL): somebody killed it, or the system for want of memory: "
-                "`dmesg` on h1 says",
+                "rank 3 on h1 failed first (ended by SIGKILL): by its watch, which has said so then, by somebody, or "
+                "for want of memory: `dmesg` on h1 says",
                 is_worth_another=True,
             ),
         ),
