@@ -185,6 +185,8 @@ class Agent:
         while True:
             messages = self._hear()
             for message in messages:
+                if "echo" in message:
+                    self._outlet.say(message)
                 if "words" in message:
                     return Order(**message)
             if self._is_alone or any("kill" in message or "signal" in message for message in messages):

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,9 @@ from tokenizer_tools.command import UserError
 TURN_SECONDS = 0.2
 READY_SECONDS = 40.0
 """For ssh and for python to start on a host."""
+BALLAST_BYTES = 2**16
+BALLAST_SECONDS = 10.0
+"""For BALLAST_BYTES to a host and back: slower than that has ended the attempt before, and would end this one."""
 FAILED_SECONDS = 10.0
 """After the first rank has failed: for the others to notice it, and to say what they know."""
 REFUSED_SECONDS = 3.0
@@ -71,6 +75,7 @@ class Attempt:
     def __init__(self, job: Job, hosts: Sequence[Host], number: int) -> None:
         self._job, self._number = job, number
         self._links = [Link(host, self._hear) for host in hosts]
+        self._greeted: dict[Host, float] = {}
         self._ready: set[Host] = set()
         self._unready: dict[Host, str] = {}
         self._refused: list[str] = []
@@ -84,15 +89,15 @@ class Attempt:
     async def run(self, leaves_out: bool) -> tuple[Outcome, list[Host]]:
         """To the end of the last process. Returns the outcome and the hosts on which ranks were started.
 
-        leaves_out: whether a host that does not answer at first is left out. Raises UserError if not, or if none is
-        left, or if a host cannot start what it is told to; then nothing runs on any of them.
+        leaves_out: whether a host that does not answer at first, or only slowly, is left out. Raises UserError if not,
+        or if none is left, or if a host cannot start what it is told to; then nothing runs on any of them.
         """
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             loop.add_signal_handler(number, self._take_signal, number)
         tasks = [asyncio.create_task(link.run()) for link in self._links]
         try:
-            await self._open()
+            await self._open(BALLAST_SECONDS if leaves_out else READY_SECONDS)
             hosts = self._chosen(leaves_out)
             if self._signal is None:
                 await self._accompany(hosts)
@@ -109,11 +114,17 @@ class Attempt:
             raise UserError("; ".join(self._refused))
         return outcome(self._ends, self._lost, self._signal), hosts
 
-    async def _open(self) -> None:
+    async def _open(self, ballast_seconds: float) -> None:
         """Wait until every agent is ready, or never will be."""
-        deadline = asyncio.get_running_loop().time() + READY_SECONDS
-        while self._signal is None and asyncio.get_running_loop().time() < deadline:
-            if all(link.host in self._ready or not link.is_open for link in self._links):
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + READY_SECONDS
+        while self._signal is None and loop.time() < deadline:
+            for link in self._links:
+                greeted = self._greeted.get(link.host)
+                if link.host not in self._ready and greeted is not None and loop.time() - greeted > ballast_seconds:
+                    size = f"{BALLAST_BYTES // 1024} KiB there and back"
+                    self._unready[link.host] = f"its network is slow: {size} take more than {ballast_seconds:.0f} s"
+            if all(link.host in {*self._ready, *self._unready} or not link.is_open for link in self._links):
                 return
             await asyncio.sleep(TURN_SECONDS)
 
@@ -126,8 +137,10 @@ class Attempt:
         if self._signal is None and reasons and (not self._ready or not leaves_out):
             said = "; ".join(f"{host}: {reason}" for host, reason in reasons.items())
             raise UserError(f"{said}. Nothing was started on any host")
-        for host, reason in reasons.items():
-            log.warning(f"left out: {host}: {reason}")
+        for link in self._links:
+            if link.host in reasons:
+                log.warning(f"left out: {link.host}: {reasons[link.host]}")
+                link.cut()
         self._links = [link for link in self._links if link.host in self._ready]
         return [link.host for link in self._links]
 
@@ -160,6 +173,8 @@ class Attempt:
         if "text" in message:
             _show(host, message)
         elif "ready" in message:
+            self._greet(host)
+        elif "echo" in message:
             self._ready.add(host)
         elif "refused" in message:
             self._refused.append(f"{host}: {message['refused']}")
@@ -170,6 +185,12 @@ class Attempt:
             self._unready[host] = message["gone"] or "its agent ended at once"
         elif "gone" in message and self._has_ranks(host):
             self._lose(host, f"lost while its ranks were running: {message['gone'] or 'its agent ended'}")
+
+    def _greet(self, host: Host) -> None:
+        self._greeted[host] = asyncio.get_running_loop().time()
+        for link in self._links:
+            if link.host == host:
+                link.send({"echo": secrets.token_hex(BALLAST_BYTES // 2)})
 
     def _take_end(self, host: Host, message: Message) -> None:
         end = RankEnd(

@@ -1,8 +1,8 @@
 """What a launcher and the agents on its hosts say to each other: JSON lines over the stdin and stdout of an agent.
 
-launcher -> agent: an `Order`, then {"beat": true} every BEAT_SECONDS, {"signal": number}, {"kill": true}
-agent -> launcher: {"ready": host name}, {"beat": true}, {"rank", "stream", "text"} for each line that a rank prints,
-{"rank", "code", "error", ...} when a rank has ended, {"refused": reason} if none was started. It closes after that.
+launcher -> agent: {"echo": ballast}, an `Order`, {"beat": true} every BEAT_SECONDS, {"signal": number}, {"kill": true}
+agent -> launcher: {"ready": host name}, {"echo": ballast}, {"beat": true}, {"rank", "stream", "text"} for each line of
+a rank, {"rank", "code", "error", ...} when it has ended, {"refused": reason} if none was started. It closes after that.
 """
 
 from __future__ import annotations

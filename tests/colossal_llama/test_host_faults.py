@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Fault:
     strike: Callable[[Lab], None]
     said: str
     num_ranks_after: int
+    flags: dict[str, str] = field(default_factory=dict)
 
 
 FAULTS = {
@@ -50,7 +51,7 @@ FAULTS = {
 }
 SOAK = {
     "cut off": Fault(lambda lab: lab.cut("h1"), "h1", 1),
-    "slow": Fault(lambda lab: lab.slow("h1", "8kbit"), "h1", 1),
+    "slow": Fault(lambda lab: lab.slow("h1", "64kbit"), "no step has ended for", 1, {"stall_limit": "15s"}),
     "rank stopped": Fault(lambda lab: _to_ranks_of(lab, "h1", "STOP"), "rank 1", 2),
     "rank killed": Fault(
         lambda lab: _to_ranks_of(lab, "h1", "KILL"), "rank 1 on h1 failed first (ended by SIGKILL)", 2
@@ -95,7 +96,7 @@ def test_a_run_goes_on_by_itself_on_the_hosts_that_are_left(
             script, environment = tmp_path / "train.py", {"LD_PRELOAD": str(shim)}
             script.write_text(FULL_DISK_SCRIPT.format(root=str(ROOT), save_dir=str(save_dir)))
         own = ["colossalai", "run", "--nproc_per_node", "1", "--hostfile", str(hostfile), "--max_restarts", "2"]
-        words = [*own, str(script), *argv_of(save_dir=save_dir, **long_flags)]
+        words = [*own, str(script), *argv_of(save_dir=save_dir, **long_flags, **fault.flags)]
         said = (tmp_path / "said").open("w+")
         process = lab.popen(LOGIN, *words, environment=environment, stdout=said, stderr=said)
         log = save_dir / "metrics.jsonl"

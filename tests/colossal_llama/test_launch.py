@@ -273,12 +273,19 @@ def lost_host(directory: Path, fault: Callable[[Lab], None], *flags: str) -> tup
         return code, seconds, (directory / "said" / "out").read_text(), (directory / "said" / "err").read_text()
 
 
+def slow_and_fail(lab: Lab) -> None:
+    """The network of h1 crawls, and its rank dies."""
+    lab.slow("h1", "16kbit")
+    lab.shell("h1", "pkill -KILL -f 'script[.]py'")
+
+
 def test_a_host_that_dies_is_cut_off_or_stopped_ends_the_job_or_is_left_out(tmp_path: Path, lab: Lab) -> None:
     """All at once: most of it is waiting for what does not come."""
     faults: dict[str, tuple[Callable[[Lab], None], tuple[str, ...]]] = {
         "dies": (lambda one: one.kill("h1"), ()),
         "is cut off": (lambda one: one.cut("h1"), ()),
         "has its agent stopped": (lambda one: one.shell("h1", "pkill -STOP -f 'hosts[.]agent'"), ()),
+        "slows down and fails for good": (slow_and_fail, ("--max_restarts", "1")),
         "dies for good": (lambda one: one.kill("h1"), ("--max_restarts", "1")),
         "is cut off for good": (lambda one: one.cut("h1"), ("--max_restarts", "1")),
     }
