@@ -24,8 +24,8 @@ from tokenizer_tools.command import UserError
 TURN_SECONDS = 0.2
 READY_SECONDS = 40.0
 """For ssh and for python to start on a host."""
-BALLAST_BYTES = 2**16
-BALLAST_SECONDS = 10.0
+BALLAST_BYTES = 2**20
+BALLAST_SECONDS = 5.0
 """For BALLAST_BYTES to a host and back: slower than that has ended the attempt before, and would end this one."""
 FAILED_SECONDS = 10.0
 """After the first rank has failed: for the others to notice it, and to say what they know."""
@@ -122,7 +122,7 @@ class Attempt:
             for link in self._links:
                 greeted = self._greeted.get(link.host)
                 if link.host not in self._ready and greeted is not None and loop.time() - greeted > ballast_seconds:
-                    size = f"{BALLAST_BYTES // 1024} KiB there and back"
+                    size = f"{BALLAST_BYTES // 2**20} MiB there and back"
                     self._unready[link.host] = f"its network is slow: {size} take more than {ballast_seconds:.0f} s"
             if all(link.host in {*self._ready, *self._unready} or not link.is_open for link in self._links):
                 return
