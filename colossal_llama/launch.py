@@ -103,7 +103,7 @@ def launch(config: LaunchConfig, script: Sequence[str]) -> None:
     )
     restarts_left = max(config.max_restarts, _extra_restarts(config))
     for attempt in range(restarts_left + 1):
-        outcome, hosts = asyncio.run(Attempt(job, hosts, attempt).run(leaves_out=attempt > 0))
+        outcome = asyncio.run(Attempt(job, hosts, attempt).run(leaves_out=attempt > 0))
         if outcome.code == 0:
             return
         good_hosts = [host for host in hosts if str(host) not in outcome.faulty_disks]

@@ -86,8 +86,8 @@ class Attempt:
         self._kill_at: float | None = None
         self._was_killed = False
 
-    async def run(self, leaves_out: bool) -> tuple[Outcome, list[Host]]:
-        """To the end of the last process. Returns the outcome and the hosts on which ranks were started.
+    async def run(self, leaves_out: bool) -> Outcome:
+        """To the end of the last process.
 
         leaves_out: whether a host that does not answer at first, or only slowly, is left out. Raises UserError if not,
         or if none is left, or if a host cannot start what it is told to; then nothing runs on any of them.
@@ -112,7 +112,7 @@ class Attempt:
             task.result()
         if self._refused:
             raise UserError("; ".join(self._refused))
-        return outcome(self._ends, self._lost, self._signal), hosts
+        return outcome(self._ends, self._lost, self._signal)
 
     async def _open(self, ballast_seconds: float) -> None:
         """Wait until every agent is ready, or never will be."""
