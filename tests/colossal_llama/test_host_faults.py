@@ -47,9 +47,9 @@ class Fault:
 
 FAULTS = {
     "killed": Fault(lambda lab: lab.kill("h1"), "h1: lost while its ranks were running", 1),
-    "disk full": Fault(lambda lab: None, "rank 1 on h1 failed first (exit code 2)", 1),
 }
 SOAK = {
+    "disk full": Fault(lambda lab: None, "rank 1 on h1 failed first (exit code 2)", 1),
     "cut off": Fault(lambda lab: lab.cut("h1"), "h1", 1),
     "slow": Fault(lambda lab: lab.slow("h1", "64kbit"), "no step has ended for", 1, {"stall_limit": "15s"}),
     "rank stopped": Fault(lambda lab: _to_ranks_of(lab, "h1", "STOP"), "rank 1", 2),
