@@ -7,29 +7,30 @@ Each host gets an agent over ssh (`hosts/agent.py`); words and environment trave
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
+import signal
 import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from simple_parsing import field
 
 from colossal_llama.hosts.hostfile import Host, parse_hosts, read_hostfile
 from colossal_llama.hosts.job import Attempt, Job
-from colossal_llama.hosts.outcome import USER_FAULT
+from colossal_llama.hosts.output import Output
 from tokenizer_tools.command import UserError, command
 
 RESTART_SECONDS = 3.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""They reach every rank. One that was ignored when the launcher began, as nohup does with SIGHUP, still is."""
 HOSTS_OWN = ("_", "SHLVL", "PWD", "OLDPWD", "HOSTNAME", "DISPLAY", "TERM", "XDG_RUNTIME_DIR", "XDG_SESSION_ID", "TMUX")
 HOSTS_OWN_PREFIXES = ("SSH_", "TORCHELASTIC_", "DBUS_")
 """Variables that say where a process runs, not what it is to do: each host keeps its own."""
 EXTRA = "--extra_launch_args"
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -101,22 +102,38 @@ def launch(config: LaunchConfig, script: Sequence[str]) -> None:
         run_id=uuid.uuid4().hex,
         environment=environment_of(os.environ),
     )
-    restarts_left = max(config.max_restarts, _extra_restarts(config))
-    for attempt in range(restarts_left + 1):
-        outcome = asyncio.run(Attempt(job, hosts, attempt).run(leaves_out=attempt > 0))
-        if outcome.code == 0:
-            return
-        good_hosts = [host for host in hosts if str(host) not in outcome.faulty_disks]
-        if attempt == restarts_left or not outcome.is_worth_another or not good_hosts:
+    output = Output()
+    try:
+        code = _run(job, hosts, max(config.max_restarts, _extra_restarts(config)), output)
+    finally:
+        is_written = output.close()
+    if not is_written:  # a terminal that takes nothing: the interpreter would wait for it
+        os._exit(code)
+    raise SystemExit(code)
+
+
+def _run(job: Job, hosts: Sequence[Host], restarts_left: int, output: Output) -> int:
+    """Attempt after attempt; the exit code of the last one, whose reason has been said."""
+    signals = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup has it
+    attempt = 0
+    while True:
+        outcome = asyncio.run(Attempt(job, hosts, attempt, output).run(signals))
+        for number in signals:  # for the pause
+            signal.signal(number, _interrupt)
+        hosts = [host for host in hosts if str(host) not in outcome.faulty_disks]
+        if outcome.code == 0 or attempt == restarts_left or not outcome.is_worth_another or not hosts:
             break
-        log.warning(f"{outcome.message}; starting again, {attempt + 1} of {restarts_left} times, with what is saved")
-        hosts = good_hosts
+        attempt += 1
+        again = f"starting again, {attempt} of {restarts_left} times, with what is saved"
+        output.show(f"{outcome.message}; {again}", on_stdout=False)
         time.sleep(RESTART_SECONDS)
-    if outcome.code == USER_FAULT and outcome.message is not None:
-        raise UserError(outcome.message)
     if outcome.message is not None:
-        print(f"error: {outcome.message}", file=sys.stderr, flush=True)
-    raise SystemExit(outcome.code)
+        output.show(f"error: {outcome.message}", on_stdout=False)
+    return outcome.code
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _problems(config: LaunchConfig, script: Sequence[str]) -> list[str]:

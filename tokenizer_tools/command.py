@@ -173,7 +173,10 @@ def _fail(message: str, exit_code: int) -> int:
     """Say it once a host: its ranks fail together, and the first speaks."""
     if not _is_first_of_its_host() and not _has_failed_alone(exit_code):
         return exit_code
-    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    try:
+        print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    except OSError:  # nobody reads it any more; the exit code still tells
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     return exit_code
 
 

@@ -28,13 +28,16 @@ from typing import IO
 from colossal_llama.hosts.messages import BEAT_SECONDS, LOST_SECONDS, Message, Order, decode, encode
 
 TURN_SECONDS = 0.2
-STOP_SECONDS = 10.0
-"""From SIGTERM to SIGKILL where the launcher is gone."""
+STOP_SECONDS = 300.0
+"""From SIGTERM to SIGKILL where the launcher is gone: the ranks may hear each other all the same, and save. Those that
+do not are ended by their watch (`watch.py`) long before."""
 OUTPUT_SECONDS = 2.0
 PORT_SECONDS = 20.0
 """For the ranks of the attempt before to let go of the port."""
 LAST_LINES = 30
 MOST_WAITING = 10_000
+LONGEST_LINE_BYTES = 2**16
+NOTE_BYTES = 4096
 ERRNO = re.compile(r"\[Errno (\d+)\]")
 
 
@@ -44,6 +47,7 @@ class Rank:
     def __init__(self, order: Order, local_rank: int, notes: Path, say: Callable[[Message], None]) -> None:
         self.rank = order.first_rank + local_rank
         self._note = notes / f"rank-{self.rank}.json"
+        self._note.write_text(" " * NOTE_BYTES)  # room for it, should the disk be full by then
         self._last: deque[str] = deque(maxlen=LAST_LINES)
         self._say = say
         environment = {**os.environ, **order.environment, **order.variables_of(local_rank)}
@@ -92,7 +96,7 @@ class Rank:
         }
 
     def _read(self, stream: str, pipe: IO[bytes]) -> None:
-        for line in pipe:
+        for line in iter(lambda: pipe.readline(LONGEST_LINE_BYTES), b""):
             text = line.decode(errors="replace").rstrip("\r\n")
             if stream == "stderr" and text.strip():
                 self._last.append(text)
@@ -124,10 +128,13 @@ class Outlet:
         """Hand over a message, and wait where too many are under way. For the threads that read what ranks print."""
         self._waiting.put(message)
 
-    def say_soon(self, message: Message) -> None:
+    def say_soon(self, message: Message) -> bool:
         """Hand over a message unless that would have to wait: then the launcher hears enough already, or nothing."""
-        with contextlib.suppress(Full):
+        try:
             self._waiting.put_nowait(message)
+        except Full:
+            return False
+        return True
 
     def close(self) -> None:
         """Wait until all is written, or a launcher that takes nothing counts as lost."""
@@ -154,6 +161,7 @@ class Agent:
         self._ranks: list[Rank] = []
         self._kill_at: float | None = None
         self._is_alone = False
+        self._unsaid: list[Message] = []
 
     def run(self) -> None:
         """Take an order, carry it out. Returns when no process is left."""
@@ -178,7 +186,7 @@ class Agent:
                 self._kill()
                 self._outlet.say({"refused": f"{error.filename or 'temporary files'}: {error.strerror or error}"})
                 return
-            while self._ranks:
+            while self._ranks or (self._unsaid and not self._is_alone):
                 self._turn()
 
     def _first_order(self) -> Order | None:
@@ -208,7 +216,9 @@ class Agent:
             self._kill()
         for rank in [one for one in self._ranks if one.process.poll() is not None]:
             self._ranks.remove(rank)
-            self._outlet.say(rank.ended())
+            self._unsaid.append(rank.ended())
+        while self._unsaid and self._outlet.say_soon(self._unsaid[0]):
+            del self._unsaid[0]
 
     def _kill(self) -> None:
         for rank in self._ranks:

@@ -6,37 +6,37 @@ opening: every agent says that it is ready -> running: orders, output, beats -> 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import secrets
 import signal
-import sys
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from colossal_llama.hosts.hostfile import Host
 from colossal_llama.hosts.link import Link
 from colossal_llama.hosts.messages import BEAT_SECONDS, LOST_SECONDS, Message, Order
-from colossal_llama.hosts.outcome import SPARED, USER_FAULT, HostLost, Outcome, RankEnd, outcome
+from colossal_llama.hosts.outcome import FAULT, SPARED, USER_FAULT, HostLost, Outcome, RankEnd, outcome
+from colossal_llama.hosts.output import Output
 from tokenizer_tools.command import UserError
 
 TURN_SECONDS = 0.2
 READY_SECONDS = 40.0
 """For ssh and for python to start on a host."""
-BALLAST_BYTES = 2**20
+BALLAST_BYTES = 2**18
 BALLAST_SECONDS = 5.0
-"""For BALLAST_BYTES to a host and back: slower than that has ended the attempt before, and would end this one."""
+SLOWER = 4.0
+"""A host to which BALLAST_BYTES and back take longer, and so many times as long as to half of the hosts, is slow."""
 FAILED_SECONDS = 10.0
 """After the first rank has failed: for the others to notice it, and to say what they know."""
 REFUSED_SECONDS = 3.0
 """The same where it was the user's fault: the ranks know it all together."""
-STOP_SECONDS = 600.0
-"""After a signal: for the step in progress, and for the checkpoint."""
+AWAKE_SECONDS = 5.0
+"""If this process itself was held up for longer, what it has not heard is nobody else's fault."""
 KILLED_SECONDS = 10.0
 REPEAT_SECONDS = 1.0
 """Signals within this time are one request: a terminal and a scheduler may both send it."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 log = logging.getLogger(__name__)
 
@@ -72,11 +72,13 @@ class Job:
 class Attempt:
     """The links to the hosts, and what has been heard over them."""
 
-    def __init__(self, job: Job, hosts: Sequence[Host], number: int) -> None:
-        self._job, self._number = job, number
+    def __init__(self, job: Job, hosts: Sequence[Host], number: int, output: Output) -> None:
+        self._job, self._number, self._output = job, number, output
         self._links = [Link(host, self._hear) for host in hosts]
         self._greeted: dict[Host, float] = {}
+        self._echo_seconds: dict[Host, float] = {}
         self._ready: set[Host] = set()
+        self._ordered: set[Host] = set()
         self._unready: dict[Host, str] = {}
         self._refused: list[str] = []
         self._ends: list[RankEnd] = []
@@ -86,55 +88,63 @@ class Attempt:
         self._kill_at: float | None = None
         self._was_killed = False
 
-    async def run(self, leaves_out: bool) -> Outcome:
-        """To the end of the last process.
+    async def run(self, signals: Sequence[signal.Signals]) -> Outcome:
+        """To the end of the last process. `signals`: those that ask the ranks to stop.
 
-        leaves_out: whether a host that does not answer at first, or only slowly, is left out. Raises UserError if not,
+        At a restart a host that does not answer, or only slowly, is left out. Raises UserError if that is so at first,
         or if none is left, or if a host cannot start what it is told to; then nothing runs on any of them.
         """
         loop = asyncio.get_running_loop()
-        for number in SIGNALS:
+        for number in signals:
             loop.add_signal_handler(number, self._take_signal, number)
         tasks = [asyncio.create_task(link.run()) for link in self._links]
         try:
-            await self._open(BALLAST_SECONDS if leaves_out else READY_SECONDS)
-            hosts = self._chosen(leaves_out)
+            await self._open()
             if self._signal is None:
-                await self._accompany(hosts)
+                await self._accompany(self._chosen())
         finally:
             self._send_all({"kill": True})
             done, _ = await asyncio.wait(tasks, timeout=KILLED_SECONDS)
             for link in self._links:
                 link.cut()
-            for number in SIGNALS:
+            for number in signals:
                 loop.remove_signal_handler(number)
         for task in done:
             task.result()
-        if self._refused:
+        if self._refused and self._number == 0:
             raise UserError("; ".join(self._refused))
+        if self._refused:
+            return Outcome(FAULT, "; ".join(self._refused), is_worth_another=self._signal is None)
         return outcome(self._ends, self._lost, self._signal)
 
-    async def _open(self, ballast_seconds: float) -> None:
+    async def _open(self) -> None:
         """Wait until every agent is ready, or never will be."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + READY_SECONDS
-        while self._signal is None and loop.time() < deadline:
-            for link in self._links:
-                greeted = self._greeted.get(link.host)
-                if link.host not in self._ready and greeted is not None and loop.time() - greeted > ballast_seconds:
-                    size = f"{BALLAST_BYTES // 2**20} MiB there and back"
-                    self._unready[link.host] = f"its network is slow: {size} take more than {ballast_seconds:.0f} s"
+        deadline = asyncio.get_running_loop().time() + READY_SECONDS
+        while self._signal is None and asyncio.get_running_loop().time() < deadline:
+            self._find_slow()
             if all(link.host in {*self._ready, *self._unready} or not link.is_open for link in self._links):
                 return
             await asyncio.sleep(TURN_SECONDS)
+        self._ready |= self._greeted.keys() - self._unready.keys()  # slow they all are: the line from here is
 
-    def _chosen(self, leaves_out: bool) -> list[Host]:
+    def _find_slow(self) -> None:
+        """Those that take far longer than half of the hosts: their network has ended the attempt before, it may be."""
+        if 2 * len(self._echo_seconds) < len(self._greeted) or not self._echo_seconds:
+            return
+        limit = max(BALLAST_SECONDS, SLOWER * statistics.median(self._echo_seconds.values()))
+        now = asyncio.get_running_loop().time()
+        for host, greeted in self._greeted.items():
+            if host not in self._ready and now - greeted > limit:
+                size = f"{BALLAST_BYTES // 1024} KiB there and back"
+                self._unready[host] = f"its network is slow: {size} take more than {limit:.0f} s"
+
+    def _chosen(self) -> list[Host]:
         reasons = {
             link.host: self._unready.get(link.host, f"no answer within {READY_SECONDS:.0f} s")
             for link in self._links
             if link.host not in self._ready
         }
-        if self._signal is None and reasons and (not self._ready or not leaves_out):
+        if reasons and (not self._ready or self._number == 0):
             said = "; ".join(f"{host}: {reason}" for host, reason in reasons.items())
             raise UserError(f"{said}. Nothing was started on any host")
         for link in self._links:
@@ -149,10 +159,14 @@ class Attempt:
         loop = asyncio.get_running_loop()
         for node_rank, link in enumerate(self._links):
             link.send(self._job.order(hosts, node_rank, self._number))
-        next_beat = 0.0
+        self._ordered = set(hosts)
+        next_beat, now = 0.0, loop.time()
         while any(link.is_open for link in self._links):
             await asyncio.sleep(TURN_SECONDS)
-            now = loop.time()
+            before, now = now, loop.time()
+            if now - before > AWAKE_SECONDS:
+                for link in self._links:
+                    link.excuse()
             if now >= next_beat:
                 next_beat = now + BEAT_SECONDS
                 self._send_all({"beat": True})
@@ -171,22 +185,27 @@ class Attempt:
 
     def _hear(self, host: Host, message: Message) -> None:
         if "text" in message:
-            _show(host, message)
+            self._show(host, message)
         elif "ready" in message:
             self._greet(host)
         elif "echo" in message:
+            self._echo_seconds[host] = asyncio.get_running_loop().time() - self._greeted[host]
             self._ready.add(host)
         elif "refused" in message:
             self._refused.append(f"{host}: {message['refused']}")
             self._kill_within(0)
         elif "code" in message:
             self._take_end(host, message)
-        elif "gone" in message and host not in self._ready:
+        elif "gone" in message and host not in self._ordered:
+            self._ready.discard(host)
             self._unready[host] = message["gone"] or "its agent ended at once"
         elif "gone" in message and self._has_ranks(host):
             self._lose(host, f"lost while its ranks were running: {message['gone'] or 'its agent ended'}")
 
     def _greet(self, host: Host) -> None:
+        if self._number == 0:
+            self._ready.add(host)
+            return
         self._greeted[host] = asyncio.get_running_loop().time()
         for link in self._links:
             if link.host == host:
@@ -224,14 +243,10 @@ class Attempt:
         if self._signal is None:
             self._signal, self._signal_time = number, now
             self._send_all({"signal": signal.SIGTERM if number == signal.SIGHUP else number})
-            self._kill_within(STOP_SECONDS)
         elif now - self._signal_time >= REPEAT_SECONDS:
             self._kill_within(0)
 
-
-def _show(host: Host, message: Message) -> None:
-    """What a rank has printed, as it is for the first rank, with its name for the others."""
-    stream = sys.stdout if message["stream"] == "stdout" else sys.stderr
-    prefix = "" if message["rank"] == 0 else f"[{host} rank {message['rank']}] "
-    with contextlib.suppress(BrokenPipeError):
-        print(f"{prefix}{message['text']}", file=stream, flush=True)
+    def _show(self, host: Host, message: Message) -> None:
+        """What a rank has printed, as it is for the first rank, with its name for the others."""
+        prefix = "" if message["rank"] == 0 else f"[{host} rank {message['rank']}] "
+        self._output.show(prefix + message["text"], on_stdout=message["stream"] == "stdout")

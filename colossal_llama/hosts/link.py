@@ -44,7 +44,8 @@ class Link:
             )
         except OSError as error:
             self.is_open = False
-            self._hear(self.host, {"gone": f"{error.filename}: {error.strerror}; install it, Debian's openssh-client"})
+            cure = "; install it, Debian's openssh-client" if isinstance(error, FileNotFoundError) else ""
+            self._hear(self.host, {"gone": f"{error.filename}: {error.strerror}{cure}"})
             return
         self._process = process
         assert process.stdout is not None
@@ -69,6 +70,10 @@ class Link:
         if self._process is not None and self._process.stdin is not None and not self._process.stdin.is_closing():
             with contextlib.suppress(ConnectionError):
                 self._process.stdin.write(encode(message))
+
+    def excuse(self) -> None:
+        """Count from now on what is not heard."""
+        self._heard = asyncio.get_running_loop().time()
 
     @property
     def is_silent(self) -> bool:

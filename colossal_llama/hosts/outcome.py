@@ -64,7 +64,7 @@ def outcome(ends: Sequence[RankEnd], lost: Sequence[HostLost], stopped_by: int |
         return Outcome(DONE)
     if is_whole and codes <= set(SPARED):
         return Outcome(STOPPED)
-    if stopped_by is not None and codes <= {*SPARED, INTERRUPTED, -stopped_by}:
+    if stopped_by is not None and codes <= {*SPARED, INTERRUPTED, -stopped_by, -signal.SIGTERM}:
         return Outcome(INTERRUPTED, f"interrupted by {signal.Signals(stopped_by).name}; every process has ended")
     culprit = first_failed(ends)
     assert culprit is not None, "someone ended with another code than 0 and 75"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from colossal_llama.hosts.hostfile import Host
 from colossal_llama.launch import LaunchConfig, chosen_hosts, environment_of, split
+from tests.colossal_llama.runs import free_ports
 from tests.lab import LOGIN, Lab, lab_of
 from tokenizer_tools.command import UserError
 
@@ -31,16 +33,16 @@ def stop(number, frame):
     open(os.environ["HEARD"], "a").write(f"{rank}\\n")
     say(signal=number)
     sys.exit(75)
-if what == "wait" or (what == "one deaf" and rank == 0):
+if what == "wait":
     signal.signal(signal.SIGTERM, stop)
-if what == "deaf" or (what == "one deaf" and rank == 1):
+if what == "deaf":
     signal.signal(signal.SIGTERM, lambda *_: None)
 if what == "fail" and rank == 1:
     print("error: the disk of rank 1 is on fire", "it was hot", sep="\\n", file=sys.stderr)
     sys.exit(1)
 if what == "children":
     os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "1234")
-if what in ("wait", "deaf", "one deaf", "fail", "children"):
+if what in ("wait", "deaf", "fail", "children"):
     for _ in range(300):
         time.sleep(1)
 """
@@ -211,6 +213,49 @@ def test_a_signal_reaches_every_rank(lab: Lab, tmp_path: Path, number: signal.Si
     assert no_process_is_left(lab, 0)
 
 
+def alone(script: Path, *words: str) -> list[str]:
+    """`colossalai run` of one process on this machine."""
+    command = [str(Path(sys.executable).parent / "colossalai"), "run", "--nproc_per_node", "1"]
+    return [*command, "--master_port", str(free_ports(1)[0]), str(script), *words]
+
+
+@pytest.mark.parametrize(
+    ("rank_code", "reader", "expected"),
+    [(3, "2>&1 | sleep 2", 1), (3, "2> >(sleep 2) >/dev/null", 1), (0, ">/dev/full", 0), (0, "2>&1 | sleep 2", 0)],
+)
+def test_the_exit_code_is_the_jobs_whoever_reads_its_output(
+    rank_code: int, reader: str, expected: int, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, time\n"
+        "for i in range(20):\n    time.sleep(0.2)\n    print('line', i, flush=True)\n    print(i, file=sys.stderr)\n"
+        f"sys.exit({rank_code})\n"
+    )
+    line = f"{shlex.join(alone(script))} {reader}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, timeout=60, check=False)
+    assert done.returncode == expected, done.stderr
+
+
+def test_what_cannot_be_shown_ends_nothing(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import sys\nsys.stdout.buffer.write(b'\\xff' * 300_000 + '\U0001f600\\n'.encode())\n")
+    environment = {**os.environ, "PYTHONIOENCODING": "gbk"}
+    done = subprocess.run(alone(script), capture_output=True, env=environment, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.replace(b"\n", b"").endswith(b"?")
+
+
+def test_nohup_means_what_it_says(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import time\nprint('up', flush=True)\ntime.sleep(3)\n")
+    process = subprocess.Popen(["nohup", *alone(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=30) == 0
+
+
 def test_a_second_signal_ends_the_deaf(lab: Lab, tmp_path: Path) -> None:
     process = started(lab, "deaf", directory=tmp_path)
     lab.send(process, signal.SIGTERM)
@@ -222,12 +267,11 @@ def test_a_second_signal_ends_the_deaf(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_a_launcher_that_is_killed_leaves_nobody_behind(lab: Lab, tmp_path: Path) -> None:
-    """A rank that can save does, and one that hears nothing goes all the same."""
-    process = started(lab, "one deaf", directory=tmp_path)
+    process = started(lab, "wait", directory=tmp_path)
     lab.send(process, signal.SIGKILL)
     process.wait(timeout=10)
     assert no_process_is_left(lab, 20)
-    assert (tmp_path / "heard").read_text() == "0\n"
+    assert sorted((tmp_path / "heard").read_text().split()) == ["0", "1"], "they could not save"
 
 
 def test_a_port_that_is_taken_and_a_host_that_is_away_are_told_before_anything_starts(lab: Lab, tmp_path: Path) -> None:
