@@ -180,5 +180,5 @@ def test_memory_of_an_accelerator_is_its_peak_since_the_last_call(monkeypatch: p
 def test_memory_of_a_cpu_is_that_of_the_process() -> None:
     before = host.memory_bytes()
     kept = torch.ones(2**26)
-    assert host.memory_bytes() - before > 0.9 * kept.nbytes
+    assert host.memory_bytes() - before > 0.8 * kept.nbytes
     assert host.device_name() is None
