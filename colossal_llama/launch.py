@@ -124,8 +124,10 @@ def _run(job: Job, hosts: Sequence[Host], restarts_left: int, output: Output) ->
         if outcome.code == 0 or attempt == restarts_left or not outcome.is_worth_another or not hosts:
             break
         attempt += 1
-        again = f"starting again, {attempt} of {restarts_left} times, with what is saved"
-        output.show(f"{outcome.message}; {again}", on_stdout=False)
+        output.show(
+            f"{outcome.message}; starting again, {attempt} of {restarts_left} times, with what is saved",
+            on_stdout=False,
+        )
         time.sleep(RESTART_SECONDS)
     if outcome.message is not None:
         output.show(f"error: {outcome.message}", on_stdout=False)
