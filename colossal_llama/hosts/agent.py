@@ -235,11 +235,11 @@ class Agent:
             return []
         readable, _, _ = select.select([sys.stdin.fileno()], [], [], TURN_SECONDS)
         if not readable:
-            self._is_alone = time.monotonic() - self._heard > LOST_SECONDS
+            self._is_alone |= time.monotonic() - self._heard > LOST_SECONDS
             return []
         data = os.read(sys.stdin.fileno(), 2**16)
         self._heard = time.monotonic()
-        self._is_alone = not data
+        self._is_alone |= not data
         *lines, self._input = (self._input + data).split(b"\n")
         return [message for message in map(decode, lines) if message is not None]
 
@@ -262,8 +262,13 @@ def _wait_for_port(order: Order) -> None:
             time.sleep(TURN_SECONDS)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """An agent's life. A signal to it is as good as the end of its launcher."""
     agent = Agent()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, lambda *_: agent.leave_alone())
     agent.run()
+
+
+if __name__ == "__main__":
+    main()

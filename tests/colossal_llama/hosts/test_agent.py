@@ -17,17 +17,17 @@ from tests.colossal_llama.runs import free_ports
 IMPATIENT = """
 import colossal_llama.hosts.agent as agent
 agent.STOP_SECONDS, agent.LOST_SECONDS = 1.0, float(__import__("sys").argv[1])
-agent.Agent().run()
+agent.main()
 """
 DEAF = "import os, signal, time; signal.signal(15, lambda *_: None); print(os.getpid(), flush=True); time.sleep(60)"
 SPAM = DEAF.rpartition(";")[0] + "\nwhile True: print('x' * 99)"
 
 
-@pytest.mark.parametrize("ends", [True, False], ids=["the launcher ends", "nothing is heard any more"])
+@pytest.mark.parametrize("how", ["the launcher ends", "nothing is heard any more", "the agent is told to end"])
 @pytest.mark.parametrize("script", [DEAF, SPAM], ids=["deaf", "deaf and loud"])
-def test_no_rank_outlives_a_launcher_that_is_gone(script: str, ends: bool, tmp_path: Path) -> None:
+def test_no_rank_outlives_a_launcher_that_is_gone(script: str, how: str, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(script)
-    lost_seconds = "60" if ends else "1.5"
+    lost_seconds = "1.5" if how == "nothing is heard any more" else "60"
     agent = subprocess.Popen(
         [sys.executable, "-c", IMPATIENT, lost_seconds], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -38,8 +38,10 @@ def test_no_rank_outlives_a_launcher_that_is_gone(script: str, ends: bool, tmp_p
     while "text" not in (message := decode(agent.stdout.readline()) or {}):
         pass
     rank = psutil.Process(int(message["text"]))
-    if ends:
+    if how == "the launcher ends":
         agent.stdin.close()
+    elif how == "the agent is told to end":
+        agent.terminate()
     deadline = time.monotonic() + 15
     while rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE:  # nobody reads what the agent says
         assert time.monotonic() < deadline, "it lives on"
