@@ -55,7 +55,7 @@ class PreflightConfig:
     hash: bool = flag(default=False)
     """Read large files of model and data whole (a minute for about 100 GB on fast disks), not in three places."""
     min_mbit_per_second: float = 100
-    """A slower line between two hosts is a fault; so is one with a quarter of what most have."""
+    """A slower line between two hosts is a fault; one with a quarter of what most have, a warning."""
     json: bool = flag(default=False)
     """Print one JSON document instead of the table."""
 
