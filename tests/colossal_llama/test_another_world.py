@@ -36,12 +36,12 @@ WORLDS: dict[str, tuple[int, int, dict[str, Any]]] = {  # processes, those that 
 MOVES = [
     ("2 x zero2", "1 x zero2", "fp32"),
     ("2 x zero2", "3 x zero2 and a blank row a step", "fp32"),
-    ("2 x zero2", "4 x zero2", "fp32"),
     ("2 x zero2", "2 x gemini", "bf16"),
     ("3d tp=2", "3d dp=2 zero 1", "bf16"),
     ("2 x gemini", "3d pp=2", "bf16"),
 ]
 SOAK = [
+    ("2 x zero2", "4 x zero2", "fp32"),
     ("3d tp=2", "2 x ddp", "fp32"),
     ("3d pp=2", "1 x gemini", "bf16"),
     ("2 x ddp", "3d tp=2 pp=2", "fp32"),

@@ -26,14 +26,12 @@ QUICK_STEPS = (2, 6)
 QUICK = {
     "ddp": "bf16",
     "zero2": "fp32",
-    "zero2_cpu": "bf16",
     "gemini": "bf16",
-    "gemini_auto": "bf16",
     "3d dp=2 zero 1": "bf16",
     "3d tp=2": "fp32",
     "3d pp=2": "bf16",
 }
-"""What always runs, by the name of its configuration."""
+"""What always runs, by the name of its configuration: zero2_cpu and gemini_auto save as their siblings do."""
 SOAK_STEPS = (1, 3, 5, 8)
 """Inside the first stage, at its end, behind the epoch's end, before the last step."""
 TIMES = ("step_seconds", "tokens_per_second", "positions_per_second", "memory_bytes", "mfu")
