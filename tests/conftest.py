@@ -54,8 +54,10 @@ CHINESE = (
 
 CHILD_TIMEOUT_SECONDS = 120
 
-# started in the background of a script, this process would ignore Ctrl-C, and hand that on to the commands it tests
+# started in the background of a script, or by nohup, this process would ignore Ctrl-C or SIGHUP, and hand that on to the
+# commands it tests
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def write_llama_tokenizer(directory: Path, sentencepiece_model: bytes) -> Path:
