@@ -54,8 +54,8 @@ CHINESE = (
 
 CHILD_TIMEOUT_SECONDS = 120
 
-# started in the background of a script, or by nohup, this process would ignore Ctrl-C or SIGHUP, and hand that on to the
-# commands it tests
+# started in the background of a script, or by nohup, this process would ignore Ctrl-C or SIGHUP, and hand that on to
+# the commands it tests
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
