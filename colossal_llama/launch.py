@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from simple_parsing import field
 
-from colossal_llama.hosts.hostfile import Host, parse_hosts, read_hostfile
+from colossal_llama.hosts.hostfile import Host, named_hosts
 from colossal_llama.hosts.job import Attempt, Job
 from colossal_llama.hosts.output import Output
 from tokenizer_tools.command import UserError, command
@@ -150,8 +150,6 @@ def _problems(config: LaunchConfig, script: Sequence[str]) -> list[str]:
         problems.append(f"--master_port {config.master_port}: must be a port from 1 to 65535, such as 29500")
     if config.max_restarts < 0:
         problems.append(f"--max_restarts {config.max_restarts}: must be 0 or more")
-    if config.host is not None and config.hostfile is not None:
-        problems.append("--host and --hostfile: both name hosts; give one of them")
     if config.include is not None and config.exclude is not None:
         problems.append("--include and --exclude: both choose hosts; give one of them")
     return problems
@@ -172,11 +170,7 @@ def _extra_restarts(config: LaunchConfig) -> int:
 
 def chosen_hosts(config: LaunchConfig) -> list[Host]:
     """The hosts that the flags name, in the order of their ranks. Raises UserError if they name none."""
-    hosts = [Host("localhost")]
-    if config.hostfile is not None:
-        hosts = read_hostfile(config.hostfile)
-    elif config.host is not None:
-        hosts = parse_hosts(config.host)
+    hosts = named_hosts(config.hostfile, config.host)
     for flag, names in (("--include", config.include), ("--exclude", config.exclude)):
         if names is not None:
             wanted = [name.strip() for name in names.split(",")]

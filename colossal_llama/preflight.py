@@ -17,7 +17,7 @@ from simple_parsing import flag
 from colossal_llama.hosts.facts import Question
 from colossal_llama.hosts.finding import Finding, listed, merged
 from colossal_llama.hosts.host_findings import Own, Wanted, host_findings
-from colossal_llama.hosts.hostfile import Host, parse_hosts, read_hostfile
+from colossal_llama.hosts.hostfile import Host, named_hosts
 from colossal_llama.hosts.preflight_table import as_json, print_preflight
 from colossal_llama.hosts.shared_findings import MEGABIT_BYTES, shared_findings
 from colossal_llama.hosts.software import CODE_DIR, code_hashes, launcher_finding, needed_packages, package_versions
@@ -55,7 +55,7 @@ class PreflightConfig:
     hash: bool = flag(default=False)
     """Read large files of model and data whole (a minute for about 100 GB on fast disks), not in three places."""
     min_mbit_per_second: float = 100
-    """A slower line between two hosts is a fault; one with a quarter of what most have, a warning."""
+    """A slower line between two hosts is a fault; so is one with a quarter of what most have."""
     json: bool = flag(default=False)
     """Print one JSON document instead of the table."""
 
@@ -63,7 +63,7 @@ class PreflightConfig:
 @command(PreflightConfig)
 def main(config: PreflightConfig) -> None:
     """Ask, judge, print. Raises UserError if the hosts are not ready."""
-    hosts = chosen_hosts(config)
+    hosts = named_hosts(config.hostfile, config.host)
     request = request_of(config, hosts)
     own = Own(
         python=sys.version.split()[0],
@@ -90,15 +90,6 @@ def main(config: PreflightConfig) -> None:
         )
     if not config.json:
         print(f"ready: {_counted(len(hosts), 'host')}, {_counted(len(findings), 'warning')}")
-
-
-def chosen_hosts(config: PreflightConfig) -> list[Host]:
-    """The hosts of --hostfile or --host; this machine without either. Raises UserError for both, and for wrong ones."""
-    if config.hostfile is not None and config.host is not None:
-        raise UserError("--hostfile and --host both name the hosts of the run; leave one of them out")
-    if config.hostfile is not None:
-        return read_hostfile(config.hostfile)
-    return [Host("localhost")] if config.host is None else parse_hosts(config.host)
 
 
 def request_of(config: PreflightConfig, hosts: list[Host]) -> Request:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TextIO, TypeVar
 
 import simple_parsing
 
@@ -129,7 +129,7 @@ def command(
             except Stopped as stopped:
                 return _leave_as_asked(str(stopped))
             except BrokenPipeError:  # the reader of our output left, `| head` for one
-                _drop_output()
+                silence(sys.stdout)
                 return 0
             except OSError as error:  # no space, no permission, no such file: the user's machine, not our code
                 if error.filename is None and error.strerror is None:
@@ -155,12 +155,13 @@ def _flush_output() -> None:
     try:
         sys.stdout.flush()
     except OSError:
-        _drop_output()
+        silence(sys.stdout)
         raise
 
 
-def _drop_output() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def silence(stream: TextIO) -> None:
+    """From now on what is written there goes nowhere, the interpreter's last flush included."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _leave_as_asked(message: str) -> int:
@@ -176,7 +177,7 @@ def _fail(message: str, exit_code: int) -> int:
     try:
         print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
     except OSError:  # nobody reads it any more; the exit code still tells
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        silence(sys.stderr)
     return exit_code
 
 

@@ -33,6 +33,15 @@ class Host:
         return self.name.lower() in LOCAL_NAMES
 
 
+def named_hosts(hostfile: Path | None, names: str | None) -> list[Host]:
+    """The hosts of --hostfile or --host; this machine without either. Raises UserError for both, and for wrong ones."""
+    if hostfile is not None and names is not None:
+        raise UserError("--host and --hostfile: both name hosts; give one of them")
+    if hostfile is not None:
+        return read_hostfile(hostfile)
+    return [Host("localhost")] if names is None else parse_hosts(names)
+
+
 def read_hostfile(path: Path) -> list[Host]:
     """The hosts of a file, one a line; blank lines and comments (#) are left out.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import threading
 from queue import Full, Queue
 from typing import TextIO
+
+from tokenizer_tools.command import silence
 
 MOST_WAITING = 100_000
 CLOSE_SECONDS = 5.0
@@ -53,8 +54,3 @@ def _write(stream: TextIO, line: str) -> None:
         stream.flush()
     except OSError:
         silence(stream)
-
-
-def silence(stream: TextIO) -> None:
-    """From now on what is written there goes nowhere, the interpreter's last flush included."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

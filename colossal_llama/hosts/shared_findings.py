@@ -156,8 +156,7 @@ def ways(found: Survey, least_bytes_per_second: float) -> Iterator[Finding]:
             cure = (
                 "look at the cable, the switch port and `ethtool`; a run you know to be slow: --min_mbit_per_second 0"
             )
-            found_it = fault if speed < least_bytes_per_second else warning  # a busy moment may have been measured
-            yield found_it(f"{name} -> {target}", what, cure)
+            yield fault(f"{name} -> {target}", what, cure)
 
 
 def sums(found: Survey) -> Iterator[Finding]:
