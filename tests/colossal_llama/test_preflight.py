@@ -240,7 +240,7 @@ def test_this_machine_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--hostfile", "a", "--host", "b"], "--hostfile and --host both name the hosts"),
+        (["--hostfile", "a", "--host", "b"], "--host and --hostfile: both name hosts"),
         (["--hostfile", "none"], "--hostfile none: No such file or directory"),
         (["--host", "a,a"], "--host: a is named again"),
         (["--nproc_per_node", "0"], "--nproc_per_node 0: "),
